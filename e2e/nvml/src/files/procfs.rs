@@ -1,0 +1,73 @@
+//! procfs: what the kernel says of itself, and what the driver adds while it is loaded.
+
+use std::{fs, io, io::ErrorKind::NotFound, path::Path};
+
+use super::{capabilities, put, unless};
+use crate::hardware::{Facts, Hardware};
+
+/// Major numbers that the driver has, `nvidia-caps` among those that the kernel gives out.
+pub(crate) const NVIDIA: u32 = 195;
+pub(crate) const NVIDIA_UVM: u32 = 510;
+pub(crate) const NVIDIA_CAPS: u32 = 511;
+
+/// All of it, with or without a driver as the machine's state says.
+pub(crate) fn lay_out(hardware: &Hardware) -> io::Result<()> {
+    let proc = hardware.dir.join("proc");
+    let driver = hardware.driver.read()?;
+    put(&proc.join("sys/kernel/random/boot_id"), 0o644, format!("{}\n", driver.boot_id))?;
+    put(&proc.join("sys/kernel/osrelease"), 0o644, "6.8.0-60-generic\n")?;
+    put(&proc.join("devices"), 0o644, devices(driver.loaded))?;
+    unless(NotFound, fs::remove_dir_all(proc.join("driver/nvidia")))?;
+    unless(NotFound, fs::remove_dir_all(proc.join("driver/nvidia-caps")))?;
+    if !driver.loaded {
+        return fs::create_dir_all(proc.join("driver"));
+    }
+    let nvidia = proc.join("driver/nvidia");
+    put(&nvidia.join("version"), 0o444, version(&hardware.node.driver))?;
+    put(&nvidia.join("params"), 0o444, PARAMS)?;
+    for gpu in &hardware.gpus {
+        information(&nvidia, &gpu.facts)?;
+    }
+    capabilities::lay_out(hardware)
+}
+
+fn devices(driver: bool) -> String {
+    let mut text = "Character devices:\n  1 mem\n  5 /dev/tty\n 10 misc\n".to_owned();
+    if driver {
+        text += &format!("{NVIDIA} nvidia\n{NVIDIA} nvidiactl\n226 drm\n");
+        text += &format!("{NVIDIA_UVM} nvidia-uvm\n{NVIDIA_CAPS} nvidia-caps\n");
+    }
+    text + "\nBlock devices:\n259 blkext\n"
+}
+
+fn version(driver: &str) -> String {
+    format!(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {driver}  Release Build  \
+         (builder)  Thu Jan  1 00:00:00 UTC 2026\nGCC version:  gcc version 13.3.0\n"
+    )
+}
+
+const PARAMS: &str = "\
+ModifyDeviceFiles: 1
+DeviceFileUID: 0
+DeviceFileGID: 0
+DeviceFileMode: 438
+InitializeSystemMemoryAllocations: 1
+EnableMSI: 1
+PreserveVideoMemoryAllocations: 0
+EnableGpuFirmware: 18
+";
+
+fn information(nvidia: &Path, facts: &Facts) -> io::Result<()> {
+    let address = facts.address();
+    let text = format!(
+        "Model: \t\t {}\nIRQ:   \t\t {}\nGPU UUID: \t {}\nVideo BIOS: \t 96.00.74.00.01\n\
+         Bus Type: \t PCIe\nDMA Size: \t 52 bits\nDMA Mask: \t 0xfffffffffffff\n\
+         Bus Location: \t {address}\nDevice Minor: \t {}\nGPU Excluded:\t No\n",
+        facts.spec.name,
+        100 + facts.index,
+        facts.uuid,
+        facts.minor,
+    );
+    put(&nvidia.join("gpus").join(address).join("information"), 0o444, text)
+}

@@ -1,0 +1,182 @@
+//! A machine's directory, opened: what is plugged in, and the files that hold what changes.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    cell::Cell,
+    code::Code,
+    event::Events,
+    fault::Faults,
+    files,
+    node::{GpuDescription, NodeDescription, bus},
+    spec::{MigSpec, Spec},
+    state::{Driver, GpuState},
+};
+
+/// The file that marks a machine's directory and holds its description.
+pub(crate) const MARKER: &str = "kerf-machine.json";
+
+/// A machine.
+pub(crate) struct Hardware {
+    pub(crate) dir: PathBuf,
+    pub(crate) node: NodeDescription,
+    pub(crate) gpus: Vec<Gpu>,
+    pub(crate) driver: Cell<Driver>,
+    pub(crate) faults: Cell<Faults>,
+    pub(crate) events: Cell<Events>,
+}
+
+/// A GPU of it.
+pub(crate) struct Gpu {
+    pub(crate) facts: Facts,
+    pub(crate) state: Cell<GpuState>,
+}
+
+/// What never changes about a GPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    pub(crate) index: u32,
+    pub(crate) minor: u32,
+    pub(crate) uuid: String,
+    pub(crate) serial: String,
+    pub(crate) bus: u32,
+    pub(crate) numa: Option<u32>,
+    pub(crate) pcie_root: Option<String>,
+    pub(crate) spec: &'static Spec,
+}
+
+impl Facts {
+    fn of(index: usize, gpu: &GpuDescription) -> io::Result<Self> {
+        let number = u32::try_from(index).map_err(io::Error::other)?;
+        let spec = gpu.model.spec();
+        let made = || format!("GPU-{}", uuid_of(spec.name, number));
+        Ok(Self {
+            index: number,
+            minor: gpu.minor.unwrap_or(number),
+            uuid: gpu.uuid.clone().unwrap_or_else(made),
+            serial: format!("13201230{number:05}"),
+            bus: u32::try_from(bus(index)).map_err(io::Error::other)?,
+            numa: gpu.numa,
+            pcie_root: gpu.pcie_root.clone(),
+            spec,
+        })
+    }
+
+    /// The PCI address in sysfs's spelling.
+    pub(crate) fn address(&self) -> String {
+        format!("0000:{:02x}:00.0", self.bus)
+    }
+
+    /// The MIG side, where there is one.
+    pub(crate) fn mig(&self) -> Result<&'static MigSpec, Code> {
+        self.spec.mig.as_ref().ok_or(Code::NOT_SUPPORTED)
+    }
+
+    /// The UUID, without prefix, of the instance with this serial.
+    pub(crate) fn derived_uuid(&self, serial: u32) -> String {
+        uuid_of(&self.uuid, serial)
+    }
+}
+
+/// A UUID that depends on nothing but its arguments.
+fn uuid_of(name: &str, number: u32) -> String {
+    let bytes = || name.bytes().chain(number.to_le_bytes());
+    let hash = |basis: u64| {
+        let mixed = bytes()
+            .fold(basis, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    };
+    let (high, low) = (hash(0xcbf2_9ce4_8422_2325), hash(0x9e37_79b9_7f4a_7c15));
+    let high = high & !0xf000 | 0x5000;
+    let low = low & !(0b11 << 62) | 0b10 << 62;
+    let (high, low) = (format!("{high:016x}"), format!("{low:016x}"));
+    format!("{}-{}-{}-{}-{}", &high[..8], &high[8..12], &high[12..], &low[..4], &low[4..])
+}
+
+impl Hardware {
+    /// Makes a machine in a directory, with its driver loaded.
+    pub(crate) fn create(dir: &Path, node: &NodeDescription) -> io::Result<Self> {
+        if !(1..=16).contains(&node.gpus.len()) {
+            return Err(io::Error::other(format!(
+                "a node has 1 to 16 GPUs, not {}",
+                node.gpus.len()
+            )));
+        }
+        fs::create_dir_all(dir.join("state"))?;
+        let dir = &dir.canonicalize()?;
+        let driver = Driver { loaded: true, loads: 1, boot_id: new_boot_id()? };
+        let gpus = node.gpus.iter().enumerate().map(|(index, gpu)| {
+            let on = gpu.mig_enabled && gpu.model.has_mig();
+            let state = GpuState { mig: (on, on), ..GpuState::default() };
+            Ok(Gpu {
+                facts: Facts::of(index, gpu)?,
+                state: Cell::create(&gpu_file(dir, index), &state)?,
+            })
+        });
+        let hardware = Self {
+            dir: dir.clone(),
+            node: node.clone(),
+            gpus: gpus.collect::<io::Result<_>>()?,
+            driver: Cell::create(&dir.join("state/driver"), &driver)?,
+            faults: Cell::create(&dir.join("state/faults"), &Faults::default())?,
+            events: Cell::create(&dir.join("state/events"), &Events::default())?,
+        };
+        files::lay_out(&hardware)?;
+        let mut marker = fs::File::create(dir.join(MARKER))?;
+        marker.write_all(&serde_json::to_vec_pretty(node)?)?;
+        Ok(hardware)
+    }
+
+    /// Opens a machine that was made before.
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
+        let node: NodeDescription = serde_json::from_slice(&fs::read(dir.join(MARKER))?)?;
+        let gpus = node.gpus.iter().enumerate().map(|(index, gpu)| {
+            Ok(Gpu { facts: Facts::of(index, gpu)?, state: Cell::open(&gpu_file(dir, index))? })
+        });
+        Ok(Self {
+            gpus: gpus.collect::<io::Result<_>>()?,
+            driver: Cell::open(&dir.join("state/driver"))?,
+            faults: Cell::open(&dir.join("state/faults"))?,
+            events: Cell::open(&dir.join("state/events"))?,
+            dir: dir.to_owned(),
+            node,
+        })
+    }
+
+    /// The GPU with this index.
+    pub(crate) fn gpu(&self, index: usize) -> io::Result<&Gpu> {
+        let missing = || io::Error::other(format!("no GPU {index} in {}", self.dir.display()));
+        self.gpus.get(index).ok_or_else(missing)
+    }
+
+    /// Changes a GPU's state, and what procfs shows of it.
+    pub(crate) fn change<R>(
+        &self,
+        gpu: &Gpu,
+        change: impl FnOnce(&Facts, &mut GpuState) -> Result<R, Code>,
+    ) -> Result<R, Code> {
+        gpu.state.update(
+            |state| change(&gpu.facts, state),
+            |old, new| files::capabilities::update(&self.dir, &gpu.facts, old, new),
+        )
+    }
+
+    /// The state of all GPUs, in the order of their index.
+    pub(crate) fn states(&self) -> io::Result<Vec<Arc<GpuState>>> {
+        self.gpus.iter().map(|gpu| gpu.state.read()).collect()
+    }
+}
+
+fn gpu_file(dir: &Path, index: usize) -> PathBuf {
+    dir.join(format!("state/gpu{index}"))
+}
+
+/// A boot's id, as the kernel makes one.
+pub(crate) fn new_boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned())
+}
