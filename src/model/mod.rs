@@ -1,0 +1,11 @@
+//! What is true, as plain values: no IO, no async, no clock, and nothing of ours imported.
+
+pub mod cdi;
+pub mod claim;
+pub mod config;
+pub mod device;
+pub mod gpu;
+pub mod plan;
+pub mod pool;
+pub mod record;
+pub mod status;

@@ -1,0 +1,124 @@
+//! Whether the node can give a device, and whose work it then is.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Origin, PlannedDevice,
+    refusal::{Extent, Instance, Reason, label},
+};
+use crate::model::{
+    device::{Device, Part, Target},
+    gpu::{Gpu, Mig, Placement, Profile},
+    record::Held,
+};
+
+/// A GPU as a claim's next device finds it.
+pub(super) struct Site<'a> {
+    pub(super) gpu: &'a Gpu,
+    /// What claims with records hold.
+    pub(super) held: &'a [Held<'a>],
+    /// What this claim is to get, without what it only looks at.
+    pub(super) planned: Vec<&'a PlannedDevice>,
+}
+
+impl Site<'_> {
+    /// Checks that the device can be held, and by what means.
+    pub(super) fn origin(&self, device: &Device<'_>) -> Result<Origin, Reason> {
+        self.check_free(&device.target())?;
+        match (device.part, &self.gpu.mig) {
+            (Part::Whole, None) => Ok(Origin::Found),
+            (Part::Whole, Some(mig)) => self.whole(mig),
+            (Part::Mig(profile, placement), Some(mig)) => self.mig(mig, profile, placement),
+            (Part::Mig(..), None) => Err(Reason::NotOffered { gpu: self.gpu.index }),
+        }
+    }
+
+    /// Nothing that another claim holds, or that this one is to get, is in the way.
+    fn check_free(&self, target: &Target) -> Result<(), Reason> {
+        let same = self.held.iter().find(|held| held.target == target);
+        if let Some(held) = same {
+            return Err(Reason::Held { by: held.claim.clone() });
+        }
+        if let Some(held) = self.held.iter().find(|held| held.target.overlaps(target)) {
+            return Err(Reason::occupied(self.gpu, held));
+        }
+        match self.planned.iter().find(|planned| planned.target.overlaps(target)) {
+            Some(planned) => Err(Reason::Itself { device: planned.device.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn whole(&self, mig: &Mig) -> Result<Origin, Reason> {
+        let gpu = self.gpu.index;
+        if !mig.instances.is_empty() {
+            let places: BTreeSet<_> =
+                mig.instances.iter().map(|i| (i.placement, i.profile)).collect();
+            let labels: Vec<_> =
+                places.into_iter().map(|(place, id)| label(self.gpu, id, place)).collect();
+            return Err(Reason::ForeignInstances { gpu, instances: labels.join(", ") });
+        }
+        match (mig.enabled, mig.pending) {
+            (false, _) => Ok(Origin::Found),
+            (true, false) => Err(Reason::Pending { gpu, pending: false }),
+            (true, true) if mig.switches_without_reset => Ok(Origin::Found),
+            (true, true) => Err(Reason::NeedsReset { gpu, needed: false }),
+        }
+    }
+
+    fn mig(&self, mig: &Mig, profile: &Profile, placement: Placement) -> Result<Origin, Reason> {
+        let gpu = self.gpu.index;
+        if let Some(instance) = mig.instance(profile.id, placement) {
+            return match instance.device() {
+                Some(_) => Ok(Origin::Found),
+                None => Err(Reason::Unfilled { gpu, instance: Instance::of(self.gpu, instance) }),
+            };
+        }
+        if let Some(other) = mig.instances.iter().find(|other| other.placement.overlaps(placement))
+        {
+            let what = Extent { gpu, slices: Some(other.placement) };
+            return Err(Reason::ForeignInstance { what, instance: Instance::of(self.gpu, other) });
+        }
+        if mig.enabled != mig.pending {
+            return Err(Reason::Pending { gpu, pending: mig.pending });
+        }
+        if !mig.enabled && !mig.switches_without_reset {
+            return Err(Reason::NeedsReset { gpu, needed: true });
+        }
+        self.check_budget(mig, profile)?;
+        Ok(Origin::Made)
+    }
+
+    /// What memory slices do not tell: the GPU's compute slices, and how many instances of a profile
+    /// it takes.
+    fn check_budget(&self, mig: &Mig, profile: &Profile) -> Result<(), Reason> {
+        let gpu = self.gpu.index;
+        let cut = self.cut(mig);
+        let same: Vec<_> = cut.iter().filter(|(id, _)| *id == profile.id).collect();
+        if u32::try_from(same.len()).is_ok_and(|count| count >= profile.max_instances) {
+            let users: Vec<_> =
+                same.iter().map(|(id, place)| label(self.gpu, *id, *place)).collect();
+            let (most, profile) = (profile.max_instances, profile.name.clone());
+            return Err(Reason::Instances { gpu, most, profile, users: users.join(", ") });
+        }
+        let total = mig.profiles.iter().map(|profile| profile.slices).max().unwrap_or(0);
+        let used =
+            cut.iter().filter_map(|(id, _)| mig.profile(*id)).map(|profile| profile.slices).sum();
+        let free = total.saturating_sub(used);
+        if profile.slices > free {
+            return Err(Reason::ComputeSlices { gpu, free, total, needs: profile.slices });
+        }
+        Ok(())
+    }
+
+    /// All that is or is about to be carved, by profile and place.
+    fn cut(&self, mig: &Mig) -> BTreeSet<(u32, Placement)> {
+        let held = self.held.iter().map(|held| held.target);
+        let planned = self.planned.iter().map(|planned| &planned.target);
+        let claimed = held.chain(planned).filter(|target| *target.gpu() == self.gpu.uuid);
+        let claimed = claimed.filter_map(|target| match target {
+            Target::Mig { profile, placement, .. } => Some((*profile, *placement)),
+            Target::Gpu { .. } => None,
+        });
+        mig.instances.iter().map(|is| (is.profile, is.placement)).chain(claimed).collect()
+    }
+}

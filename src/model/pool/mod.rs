@@ -1,0 +1,108 @@
+//! What is published of a node's GPUs: one pool, as ResourceSlices without their metadata.
+//!
+//! Names, attributes, capacities and counters are those of NVIDIA's driver, so that manifests written
+//! for it work unchanged. The scheduler takes the first device that fits, in slice and list order, so
+//! the order of the devices is the packing policy.
+
+mod attributes;
+mod counters;
+mod layout;
+mod order;
+mod share;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::resource::v1;
+
+use crate::model::{
+    gpu::Inventory,
+    pool::{order::Rank, share::Share},
+    record::Held,
+};
+
+/// What the API server keeps of a slice, found by a dry run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Counter sets, and what devices consume of them.
+    pub counters: bool,
+    /// Taints of devices.
+    pub taints: bool,
+    /// Whether a slice must not have both counter sets and devices (servers from 1.35 on).
+    pub separate_counter_slices: bool,
+}
+
+/// What decides what is published.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolInput<'a> {
+    /// Name of the node, which is the pool's too.
+    pub node: &'a str,
+    /// The GPUs.
+    pub inventory: &'a Inventory,
+    /// What all claims that the node knows of hold, those included whose preparation was refused.
+    pub held: &'a [Held<'a>],
+    /// What the API server keeps.
+    pub features: Features,
+}
+
+/// What a slice holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SliceContent {
+    /// Devices in the order in which the scheduler is to take them.
+    pub devices: Vec<v1::Device>,
+    /// Counter sets.
+    pub shared_counters: Vec<v1::CounterSet>,
+}
+
+/// The slices to publish, in the order of their index and with the best order of devices; at least
+/// one, because a pool without devices says that the driver is there.
+pub fn slices(input: &PoolInput) -> Vec<SliceContent> {
+    let shares = share::all(input);
+    slices_of(&shares, &order::ranks(&shares, input.held), input)
+}
+
+/// The slices to publish after `current`, which is what was last wanted: the order of a slice that
+/// holds the same as before is changed only where [`needs_reorder`] says so, because each change is
+/// a write.
+pub fn slices_after(current: &[SliceContent], input: &PoolInput) -> Vec<SliceContent> {
+    let shares = share::all(input);
+    let ranks = order::ranks(&shares, input.held);
+    let mut slices = slices_of(&shares, &ranks, input);
+    for (slice, current) in slices.iter_mut().zip(current) {
+        if slice.holds_the_same(current) && !order::next_is_not_best(current, &ranks) {
+            slice.devices.clone_from(&current.devices);
+        }
+    }
+    slices
+}
+
+/// Whether the order of a slice costs something: for some size, the device that the scheduler would
+/// take next is not a best one.
+pub fn needs_reorder(current: &[SliceContent], input: &PoolInput) -> bool {
+    let ranks = order::ranks(&share::all(input), input.held);
+    current.iter().any(|slice| order::next_is_not_best(slice, &ranks))
+}
+
+fn slices_of(
+    shares: &[Share],
+    ranks: &BTreeMap<String, Rank>,
+    input: &PoolInput,
+) -> Vec<SliceContent> {
+    let mut slices = layout::slices(shares, input.features, ranks, &input.inventory.driver);
+    if slices.is_empty() {
+        slices.push(SliceContent::default());
+    }
+    slices
+}
+
+impl SliceContent {
+    /// Whether only the order of devices may differ.
+    fn holds_the_same(&self, other: &Self) -> bool {
+        fn by_name(slice: &SliceContent) -> BTreeMap<&str, &v1::Device> {
+            slice.devices.iter().map(|device| (device.name.as_str(), device)).collect()
+        }
+        self.shared_counters == other.shared_counters && by_name(self) == by_name(other)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! What an agent says about itself and what claims hold: the document behind `kerf status`.
+//!
+//! An agent writes it to whoever connects to its socket, and programs read it from `-o json`: names
+//! of fields stay. Times are RFC 3339.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    device::Target,
+    gpu::GpuUuid,
+    plan::{Origin, PlannedDevice},
+    record::{PreparedDevice, Record, State},
+};
+
+/// A node's state. What only an agent knows is absent when none answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    /// The agent that answered.
+    pub agent: Option<AgentStatus>,
+    /// Why this is not an agent's word, in one line.
+    pub error: Option<String>,
+    /// Absent while the agent has no door open to the kubelet.
+    pub kubelet: Option<KubeletStatus>,
+    /// Absent where there is no API server, and until the agent serves.
+    pub published: Option<Published>,
+    /// GPUs that no claim can use now.
+    pub not_served: Vec<NotServed>,
+    /// One for each claim and device, by claim.
+    pub claims: Vec<ClaimStatus>,
+}
+
+/// An agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatus {
+    /// Of the program.
+    pub version: String,
+    /// Process id, in the agent's own PID namespace.
+    pub pid: u32,
+    /// When it started.
+    pub started_at: String,
+    /// What it does.
+    #[serde(flatten)]
+    pub state: AgentState,
+}
+
+/// What an agent does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "camelCase")]
+pub enum AgentState {
+    /// Prepares claims.
+    Serving,
+    /// Ready to take over from the agent that acts on this node.
+    StandingBy {
+        /// Who acts.
+        reason: String,
+    },
+    /// There is no driver to ask yet.
+    WaitingForDriver {
+        /// What loading it said.
+        reason: String,
+    },
+}
+
+/// How the agent stands with the kubelet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KubeletStatus {
+    /// Whether the kubelet knows the agent.
+    pub registered: bool,
+    /// When `registered` became what it is.
+    pub since: Option<String>,
+    /// What the kubelet last complained about.
+    pub last_error: Option<String>,
+}
+
+/// What the API server has from the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Published {
+    /// Number of slices.
+    pub slices: u32,
+    /// The pool's generation.
+    pub generation: i64,
+    /// When the last write succeeded; absent before the first.
+    pub at: Option<String>,
+    /// Why the last write failed; absent after one that succeeded.
+    pub error: Option<String>,
+    /// Optional fields of slices that the server keeps.
+    pub features: Vec<String>,
+}
+
+/// A GPU that no claim can use now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotServed {
+    /// NVML's index, as `nvidia-smi` shows it.
+    pub index: u32,
+    /// Where known.
+    pub uuid: Option<GpuUuid>,
+    /// One line: which call failed, or does not come back.
+    pub reason: String,
+}
+
+/// A device of a claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimStatus {
+    /// Namespace of the claim.
+    pub namespace: String,
+    /// Name of the claim.
+    pub name: String,
+    /// UID of the claim.
+    pub uid: String,
+    /// Names of the pods that the claim is reserved for.
+    pub pods: Vec<String>,
+    /// The claim's requests that the device serves.
+    pub requests: Vec<String>,
+    /// Device name.
+    pub device: String,
+    /// UUID of the GPU that the device is, or is a part of.
+    pub gpu: GpuUuid,
+    /// `GPU-…` or `MIG-…`; absent for a MIG device that is not carved.
+    pub uuid: Option<String>,
+    /// How far it is.
+    pub state: ClaimState,
+    /// When the state was reached.
+    pub since: String,
+    /// Whose work the device is.
+    pub origin: Origin,
+    /// Qualified CDI names.
+    pub cdi: Vec<String>,
+}
+
+/// How far a claim's device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ClaimState {
+    /// Begun.
+    Preparing,
+    /// Done.
+    Prepared,
+    /// Held since before the machine was started: nothing is carved until the kubelet asks again.
+    EarlierBoot,
+}
+
+impl Status {
+    /// What records say where no agent does; `error` is why.
+    pub fn of_records(claims: Vec<ClaimStatus>, error: String) -> Self {
+        Self { claims, error: Some(error), ..Self::default() }
+    }
+}
+
+impl ClaimStatus {
+    /// The devices of all claims in `records`, by namespace and name, as they are in the boot with
+    /// this id.
+    pub fn of(records: &[Record], boot_id: &str) -> Vec<Self> {
+        let mut records: Vec<_> = records.iter().collect();
+        records.sort_by_key(|record| &record.plan.claim);
+        let claims = records.into_iter().map(|record| Self::of_record(record, boot_id));
+        claims.flatten().collect()
+    }
+
+    fn of_record(record: &Record, boot_id: &str) -> impl Iterator<Item = Self> {
+        let (state, prepared): (_, &[PreparedDevice]) = match &record.state {
+            _ if record.boot_id != boot_id => (ClaimState::EarlierBoot, &[]),
+            State::Preparing => (ClaimState::Preparing, &[]),
+            State::Prepared { devices } => (ClaimState::Prepared, devices),
+        };
+        let planned = record.plan.devices.iter().enumerate();
+        planned.map(move |(i, device)| Self::of_device(record, state, device, prepared.get(i)))
+    }
+
+    fn of_device(
+        record: &Record,
+        state: ClaimState,
+        planned: &PlannedDevice,
+        prepared: Option<&PreparedDevice>,
+    ) -> Self {
+        let claim = &record.plan.claim;
+        // A GPU keeps its UUID, whether prepared or not.
+        let of_gpu = match &planned.target {
+            Target::Gpu { gpu } => Some(gpu.0.clone()),
+            Target::Mig { .. } => None,
+        };
+        Self {
+            namespace: claim.namespace.clone(),
+            name: claim.name.clone(),
+            uid: claim.uid.clone(),
+            pods: record.plan.pods.clone(),
+            requests: planned.requests.clone(),
+            device: planned.device.clone(),
+            gpu: planned.target.gpu().clone(),
+            uuid: prepared.and_then(|device| device.uuid.clone()).or(of_gpu),
+            state,
+            since: record.since.clone(),
+            origin: planned.origin,
+            cdi: prepared.map(|device| device.cdi.clone()).unwrap_or_default(),
+        }
+    }
+}
