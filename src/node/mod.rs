@@ -1,0 +1,6 @@
+//! The machine: NVML, the host's files, and what Kerf keeps on disk.
+
+pub mod host;
+pub mod lock;
+pub mod nvml;
+pub mod store;

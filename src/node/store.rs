@@ -1,0 +1,369 @@
+//! What Kerf keeps on disk: a record for each claim, the numbers of GPUs, and the CDI files.
+//!
+//! Files are replaced as a whole, by rename, so that neither a crash nor a reader ever sees half of
+//! one. Nothing is synced: what records describe does not outlive a boot either.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use thiserror::Error;
+
+use crate::model::{
+    cdi::{self, Spec},
+    gpu::GpuUuid,
+    record::Record,
+};
+
+/// Records name what users run; CDI files are read by runtimes that may not be root.
+const RECORD_MODE: u32 = 0o600;
+const SPEC_MODE: u32 = 0o644;
+
+/// The file of [`Numbers`].
+const NUMBERS: &str = "names.json";
+
+/// Longer UIDs would make file names that not every file system takes.
+const LONGEST_UID: usize = 128;
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why something could not be kept, found or taken away.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The file system said no.
+    #[error("cannot {operation} `{}`", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// With which file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A UID that cannot be part of a file name, and which no API server makes.
+    #[error("`{uid}` is not the UID of a claim")]
+    Uid {
+        /// As it came.
+        uid: String,
+    },
+    /// A value that does not become JSON.
+    #[error("cannot encode `{}`", path.display())]
+    Encode {
+        /// The file that it was for.
+        path: PathBuf,
+        /// The encoder's answer.
+        source: serde_json::Error,
+    },
+    /// A CDI document that runtimes would not read.
+    #[error("cannot write `{}`: the document is not valid CDI", path.display())]
+    Spec {
+        /// The file that it was for.
+        path: PathBuf,
+        /// The rule that it breaks.
+        source: cdi::Invalid,
+    },
+}
+
+impl Error {
+    fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { operation, path: path.to_owned(), source }
+    }
+}
+
+/// A file that could not be read as what it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// Where it is now.
+    pub path: PathBuf,
+    /// What is wrong with it, in one line.
+    pub reason: String,
+}
+
+/// The N of `gpu-N` for each GPU, which must not change while the machine is up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Numbers {
+    /// The boot for which they hold.
+    pub boot_id: String,
+    /// Numbers by GPU.
+    pub gpus: BTreeMap<GpuUuid, u32>,
+}
+
+/// The directories that Kerf writes to. One agent at a time may do so.
+#[derive(Clone, Debug)]
+pub struct Store {
+    claims: PathBuf,
+    locks: PathBuf,
+    numbers: PathBuf,
+    cdi: PathBuf,
+}
+
+impl Store {
+    /// Makes the directories that are not there yet.
+    pub fn open(state_dir: &Path, cdi_root: &Path) -> Result<Self> {
+        let claims = state_dir.join("claims");
+        let locks = state_dir.join("locks");
+        for dir in [&claims, &locks, cdi_root] {
+            fs::create_dir_all(dir).map_err(Error::file("make the directory", dir))?;
+        }
+        Ok(Self { claims, locks, numbers: state_dir.join(NUMBERS), cdi: cdi_root.to_owned() })
+    }
+
+    /// All records, in the order of their UIDs. One that cannot be read is renamed, so that it is
+    /// reported once and kept for a person to see; and what an agent that was killed left of files
+    /// that it was writing is removed.
+    pub fn records(&self) -> Result<(Vec<Record>, Vec<SetAside>)> {
+        remove_stale(&self.claims, |_| true)?;
+        remove_stale(&self.cdi, |name| cdi::claim_of_file(name).is_some())?;
+        let (records, mut unreadable) = read_records(&self.claims)?;
+        for found in &mut unreadable {
+            found.path = set_aside(&found.path)?;
+        }
+        Ok((records, unreadable))
+    }
+
+    /// Writes a claim's record.
+    pub fn save(&self, record: &Record) -> Result<()> {
+        let path = self.record_path(&record.plan.claim.uid)?;
+        let bytes = encode(&path, record)?;
+        write_again(&path, &bytes, RECORD_MODE)
+    }
+
+    /// Removes a claim's record, if there is one.
+    pub fn forget(&self, uid: &str) -> Result<()> {
+        remove(&self.record_path(uid)?)
+    }
+
+    /// Writes a claim's CDI file, if runtimes would read it.
+    pub fn write_spec(&self, uid: &str, spec: &Spec) -> Result<()> {
+        let path = self.spec_path(uid)?;
+        if let Err(source) = spec.validate() {
+            return Err(Error::Spec { path, source });
+        }
+        let bytes = encode(&path, spec)?;
+        write_again(&path, &bytes, SPEC_MODE)
+    }
+
+    /// Whether a claim's CDI file is there.
+    pub fn has_spec(&self, uid: &str) -> Result<bool> {
+        let path = self.spec_path(uid)?;
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) => Ok(metadata.is_file()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::file("look at", &path)(error)),
+        }
+    }
+
+    /// Removes a claim's CDI file, if there is one.
+    pub fn remove_spec(&self, uid: &str) -> Result<()> {
+        remove(&self.spec_path(uid)?)
+    }
+
+    /// The claims whose CDI files are there, in order; files of others are not looked at.
+    pub fn spec_uids(&self) -> Result<Vec<String>> {
+        let names = names(&self.cdi)?;
+        let uids = names.iter().filter_map(|name| cdi::claim_of_file(name));
+        Ok(uids.filter(|uid| is_uid(uid)).map(str::to_owned).collect())
+    }
+
+    /// The numbers of GPUs as last saved; none before that. A file that cannot be read is renamed.
+    pub fn numbers(&self) -> Result<(Numbers, Option<SetAside>)> {
+        match read_json(&self.numbers)? {
+            None => Ok((Numbers::default(), None)),
+            Some(Ok(numbers)) => Ok((numbers, None)),
+            Some(Err(reason)) => {
+                let path = set_aside(&self.numbers)?;
+                Ok((Numbers::default(), Some(SetAside { path, reason })))
+            }
+        }
+    }
+
+    /// Writes the numbers of GPUs.
+    pub fn save_numbers(&self, numbers: &Numbers) -> Result<()> {
+        let bytes = encode(&self.numbers, numbers)?;
+        write_again(&self.numbers, &bytes, RECORD_MODE)
+    }
+
+    /// The file that is locked while a GPU is changed.
+    pub fn gpu_lock(&self, gpu: &GpuUuid) -> PathBuf {
+        self.locks.join(&gpu.0)
+    }
+
+    fn record_path(&self, uid: &str) -> Result<PathBuf> {
+        Ok(self.claims.join(format!("{}.json", checked(uid)?)))
+    }
+
+    fn spec_path(&self, uid: &str) -> Result<PathBuf> {
+        Ok(self.cdi.join(cdi::file_name(checked(uid)?)))
+    }
+}
+
+/// All records below an agent's data directory, and what cannot be read as such, for those who only
+/// want to look: nothing is changed, and an agent may be writing at the same time.
+pub fn look(state_dir: &Path) -> Result<(Vec<Record>, Vec<SetAside>)> {
+    match read_records(&state_dir.join("claims")) {
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok((Vec::new(), Vec::new()))
+        }
+        found => found,
+    }
+}
+
+/// The numbers of GPUs below an agent's data directory, for those who only want to look; none where
+/// there are none that can be read.
+pub fn look_at_numbers(state_dir: &Path) -> Result<Numbers> {
+    let numbers = read_json(&state_dir.join(NUMBERS))?;
+    Ok(numbers.and_then(|numbers| numbers.ok()).unwrap_or_default())
+}
+
+/// Replaces a file as a whole: a reader sees what was there before or all of this, whenever the
+/// writer dies. A directory that is gone is not made again.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let (temporary, file) = open_temporary(path)?;
+    let written = fill(file, bytes, mode)
+        .map_err(Error::file("write", &temporary))
+        .and_then(|()| fs::rename(&temporary, path).map_err(Error::file("replace", path)));
+    if written.is_err() {
+        // The first error is the one to tell; what is left over goes with the next start.
+        _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// A new file beside `path`, whose name begins with a dot and ends in `.tmp`: no runtime reads it.
+fn open_temporary(path: &Path) -> Result<(PathBuf, File)> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().unwrap_or_default().display();
+    loop {
+        // A process in a container often has the same id as the one before, and may find its files.
+        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_file_name(format!(".{name}.{}-{count}.tmp", process::id()));
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary) {
+            Ok(file) => return Ok((temporary, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::file("write", path)(error)),
+        }
+    }
+}
+
+fn fill(mut file: File, bytes: &[u8], mode: u32) -> io::Result<()> {
+    file.write_all(bytes)?;
+    // Not left to `open`, which heeds the umask.
+    file.set_permissions(fs::Permissions::from_mode(mode))
+}
+
+/// As [`write_atomic`], and makes the directory if someone took it away: `/run` is emptied by some.
+fn write_again(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    match (write_atomic(path, bytes, mode), path.parent()) {
+        (Err(Error::File { source, .. }), Some(dir))
+            if source.kind() == io::ErrorKind::NotFound =>
+        {
+            fs::create_dir_all(dir).map_err(Error::file("make the directory", dir))?;
+            write_atomic(path, bytes, mode)
+        }
+        (written, _) => written,
+    }
+}
+
+fn encode(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|source| Error::Encode { path: path.to_owned(), source })
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// UIDs come from outside and become names of files: letters, digits, `-`, `_` and `.`, first of them
+/// a letter or digit, which leaves no way out of a directory and no hidden file.
+fn checked(uid: &str) -> Result<&str> {
+    if is_uid(uid) { Ok(uid) } else { Err(Error::Uid { uid: uid.to_owned() }) }
+}
+
+fn is_uid(uid: &str) -> bool {
+    uid.len() <= LONGEST_UID
+        && uid.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && uid.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+}
+
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
+        let name = entry.map_err(Error::file("list", dir))?.file_name();
+        // A name that is not UTF-8 is none that Kerf gave.
+        names.extend(name.into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn read_records(claims: &Path) -> Result<(Vec<Record>, Vec<SetAside>)> {
+    let (mut records, mut unreadable) = (Vec::new(), Vec::new());
+    for name in names(claims)? {
+        let Some(uid) = name.strip_suffix(".json") else { continue };
+        let path = claims.join(&name);
+        match read_json::<Record>(&path)? {
+            Some(Ok(record)) if record.plan.claim.uid == uid && is_uid(uid) => records.push(record),
+            Some(Ok(record)) => {
+                let reason = format!("it is of claim UID `{}`", record.plan.claim.uid);
+                unreadable.push(SetAside { path, reason });
+            }
+            Some(Err(reason)) => unreadable.push(SetAside { path, reason }),
+            None => {}
+        }
+    }
+    Ok((records, unreadable))
+}
+
+/// The value in a file, or what is wrong with the file; `None` if there is none.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<Result<T, String>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(|error| error.to_string()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Not the file's fault, and true of the next one as well.
+        Err(error) if is_shortage(&error) => Err(Error::file("read", path)(error)),
+        Err(error) => Ok(Some(Err(error.to_string()))),
+    }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let number = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(number, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR))
+}
+
+/// Renames a file to `<name>.unreadable-<n>`, with the first number that is free.
+fn set_aside(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().display();
+    let mut numbered = (1u32..).map(|n| path.with_file_name(format!("{name}.unreadable-{n}")));
+    let free = numbered.find(|path| fs::symlink_metadata(path).is_err());
+    let free = free.unwrap_or_else(|| path.to_owned());
+    fs::rename(path, &free).map_err(Error::file("rename", path))?;
+    Ok(free)
+}
+
+/// Removes temporary files of [`write_atomic`] that were to become files of such names.
+fn remove_stale(dir: &Path, ours: impl Fn(&str) -> bool) -> Result<()> {
+    for name in names(dir)? {
+        let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
+        let target = inner.and_then(|inner| inner.rsplit_once('.')).map(|(target, _)| target);
+        if target.is_some_and(&ours) {
+            remove(&dir.join(&name))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
