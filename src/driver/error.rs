@@ -1,0 +1,78 @@
+//! Why a claim was not prepared or unprepared: one line for the pod's events.
+
+use crate::{
+    cluster,
+    driver::machine::Missing,
+    model::{claim, plan},
+    node::{host, nvml, store},
+};
+
+/// A failure of one claim.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The claim's object could not be had, or is not the one asked for.
+    #[error(transparent)]
+    Cluster(#[from] cluster::Error),
+    /// The claim does not say what this node can do.
+    #[error(transparent)]
+    Claim(#[from] claim::Error),
+    /// What it asks for cannot be given.
+    #[error(transparent)]
+    Refusal(#[from] Box<plan::Refusal>),
+    /// The GPU said no.
+    #[error("device `{device}`: {reason}")]
+    Device {
+        /// Device name.
+        device: String,
+        /// What failed, why, what to do.
+        reason: String,
+    },
+    /// NVML failed outside a device's own work.
+    #[error(transparent)]
+    Nvml(#[from] nvml::Error),
+    /// No driver is loaded.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// The driver's files are not there.
+    #[error(transparent)]
+    Host(#[from] host::Error),
+    /// A record or CDI file could not be written.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// This agent is about to end.
+    #[error("handing over to another agent; the kubelet will ask again")]
+    HandingOver,
+    /// Another process has the GPU.
+    #[error("GPU {gpu} is being changed by another agent (`{lock}` is locked)")]
+    Locked {
+        /// UUID.
+        gpu: String,
+        /// Lock file.
+        lock: String,
+    },
+    /// The call was given up before anything was changed.
+    #[error("the call was cancelled")]
+    Cancelled,
+    /// A bug: the work panicked. The claim's record says how far it came.
+    #[error("internal error: {0}")]
+    Panic(String),
+}
+
+impl Error {
+    /// The error and its causes in one line.
+    pub fn line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            cause = error.source();
+        }
+        line
+    }
+
+    /// Whether NVML as a whole is of no use any more.
+    pub(super) fn driver_gone(&self) -> bool {
+        matches!(self, Self::Nvml(error) if error.driver_gone())
+    }
+}

@@ -1,0 +1,70 @@
+//! Who holds what on this node: the records, in memory as on disk.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    model::record::Record,
+    node::store::{self, Store},
+};
+
+/// The records by claim UID. What is here is on disk: each change is written first.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    store: Store,
+    records: Mutex<BTreeMap<String, Record>>,
+    /// Bumped with each change.
+    changed: watch::Sender<u64>,
+}
+
+impl Ledger {
+    pub(super) fn new(store: Store, records: Vec<Record>) -> Self {
+        let records = records.into_iter().map(|record| (record.plan.claim.uid.clone(), record));
+        Self { store, records: Mutex::new(records.collect()), changed: watch::Sender::new(0) }
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(super) fn get(&self, uid: &str) -> Option<Record> {
+        self.lock().get(uid).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<Record> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// All records but the one of this claim.
+    pub(super) fn others(&self, uid: &str) -> Vec<Record> {
+        self.lock().values().filter(|record| record.plan.claim.uid != uid).cloned().collect()
+    }
+
+    /// Writes a record, then counts it.
+    pub(super) fn save(&self, record: Record) -> Result<(), store::Error> {
+        self.store.save(&record)?;
+        self.lock().insert(record.plan.claim.uid.clone(), record);
+        self.changed.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
+    /// Removes a record; one that is not there is no error.
+    pub(super) fn forget(&self, uid: &str) -> Result<(), store::Error> {
+        self.store.forget(uid)?;
+        self.lock().remove(uid);
+        self.changed.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

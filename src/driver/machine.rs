@@ -1,0 +1,354 @@
+//! The loaded NVML and what it last said: loading, reading, and noticing that it is gone.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock, Weak},
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::spawn_blocking, time::timeout};
+
+use super::locks::{Guard, Locks};
+use crate::{
+    model::{
+        cdi::HostFiles,
+        gpu::{DriverVersions, Gpu, GpuUuid, Inventory, Mig, Unreadable},
+    },
+    node::{
+        host::{self, Host},
+        nvml::{self, Call, Calls, Nvml},
+    },
+};
+
+/// A call that takes longer makes its GPU unready. Some take seconds on a busy node.
+pub const HUNG: Duration = Duration::from_secs(10);
+
+/// How long reading a GPU may take before it is left out for now.
+const READING: Duration = Duration::from_secs(5);
+
+/// What the NVIDIA driver is to this node now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// Loaded, with the GPUs as last read.
+    Loaded(Arc<Inventory>),
+    /// Not loaded, and why: it may come.
+    Missing(String),
+}
+
+/// The node's hardware.
+#[derive(Debug)]
+pub struct Machine {
+    path: Option<PathBuf>,
+    host: Host,
+    calls: Calls,
+    nvml: RwLock<Option<Arc<Nvml>>>,
+    /// The library that was let go last: NVML can only be initialised anew once it is shut down.
+    old: RwLock<Weak<Nvml>>,
+    files: RwLock<Option<Arc<HostFiles>>>,
+    numbers: RwLock<BTreeMap<GpuUuid, u32>>,
+    state: watch::Sender<Library>,
+    pub(super) locks: Locks,
+}
+
+/// One GPU's answer to a reading.
+enum Reading {
+    Read(Box<Gpu>),
+    Failed(Unreadable),
+    /// Somebody is changing it: what was known stays.
+    Busy,
+}
+
+impl Machine {
+    /// Nothing is loaded yet. `path` names the library; else the driver root and the dynamic linker
+    /// are asked.
+    pub fn new(path: Option<PathBuf>, host: Host) -> Self {
+        Self {
+            path,
+            host,
+            calls: Calls::default(),
+            nvml: RwLock::default(),
+            old: RwLock::default(),
+            files: RwLock::default(),
+            numbers: RwLock::default(),
+            state: watch::Sender::new(Library::Missing("not looked for yet".to_owned())),
+            locks: Locks::default(),
+        }
+    }
+
+    /// The files beside the hardware.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The inventory as it changes.
+    pub fn watch(&self) -> watch::Receiver<Library> {
+        self.state.subscribe()
+    }
+
+    /// The GPUs as last read; none while no driver is loaded.
+    pub fn inventory(&self) -> Arc<Inventory> {
+        match &*self.state.borrow() {
+            Library::Loaded(inventory) => inventory.clone(),
+            Library::Missing(_) => Arc::default(),
+        }
+    }
+
+    /// Takes up the numbers that an earlier agent gave in this boot.
+    pub fn use_numbers(&self, numbers: BTreeMap<GpuUuid, u32>) {
+        *self.numbers.write().unwrap_or_else(PoisonError::into_inner) = numbers;
+    }
+
+    /// Numbers given so far, fixed for a boot.
+    pub fn numbers(&self) -> BTreeMap<GpuUuid, u32> {
+        self.numbers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The NVML calls that hang, oldest first.
+    pub fn hung(&self) -> Vec<Call> {
+        self.calls.longer_than(HUNG)
+    }
+
+    /// The call that this GPU hangs in.
+    pub fn hung_on(&self, index: u32) -> Option<Call> {
+        self.hung().into_iter().find(|call| call.gpu == Some(index))
+    }
+
+    /// The library.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) fn nvml(&self) -> Result<Arc<Nvml>, Missing> {
+        let loaded = self.nvml.read().unwrap_or_else(PoisonError::into_inner).clone();
+        loaded.ok_or_else(|| match &*self.state.borrow() {
+            Library::Missing(reason) => Missing(reason.clone()),
+            Library::Loaded(_) => Missing("it is being loaded".to_owned()),
+        })
+    }
+
+    /// The driver's files, looked for once a load.
+    pub(super) fn files(&self) -> Result<Arc<HostFiles>, host::Error> {
+        let known = self.files.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(files) = known {
+            return Ok(files);
+        }
+        let files = Arc::new(self.host.files(&self.inventory().driver.driver)?);
+        let mut slot = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        *slot = Some(files.clone());
+        Ok(files)
+    }
+
+    /// Loads the library ahead of the first reading, which then is quick.
+    pub async fn preload(self: &Arc<Self>) {
+        let machine = self.clone();
+        if let Ok(Err(reason)) = spawn_blocking(move || machine.load()).await {
+            self.unload(&reason);
+        }
+    }
+
+    /// Loads the library if it is not, and reads all GPUs that nobody is changing. Tells the watchers.
+    pub async fn read(self: &Arc<Self>) {
+        let machine = self.clone();
+        let loaded = spawn_blocking(move || machine.load()).await;
+        let outcome = match loaded {
+            Ok(Ok((nvml, versions, count))) => Ok(self.read_all(&nvml, versions, count).await),
+            Ok(Err(reason)) => Err(reason),
+            Err(panic) => Err(panic.to_string()),
+        };
+        match outcome {
+            Ok(inventory) => self.publish(inventory),
+            Err(reason) => self.unload(&reason),
+        }
+    }
+
+    /// Blocks while NVML answers.
+    fn load(&self) -> Result<(Arc<Nvml>, DriverVersions, u32), String> {
+        let loaded = self.nvml.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let nvml = match loaded {
+            Some(nvml) => nvml,
+            None if self.old.read().unwrap_or_else(PoisonError::into_inner).strong_count() > 0 => {
+                return Err("calls to the driver that was unloaded are still under way".to_owned());
+            }
+            None => {
+                let path = self.path.clone().or_else(|| self.host.library());
+                let nvml = Nvml::load(path.as_deref(), self.calls.clone());
+                Arc::new(nvml.map_err(|error| error.to_string())?)
+            }
+        };
+        let versions = nvml.versions().map_err(|error| error.to_string())?;
+        let count = nvml.count().map_err(|error| error.to_string())?;
+        *self.nvml.write().unwrap_or_else(PoisonError::into_inner) = Some(nvml.clone());
+        Ok((nvml, versions, count))
+    }
+
+    async fn read_all(
+        self: &Arc<Self>,
+        nvml: &Arc<Nvml>,
+        driver: DriverVersions,
+        count: u32,
+    ) -> Inventory {
+        let readings: Vec<_> = (0..count)
+            .map(|index| tokio::spawn(self.clone().read_one(nvml.clone(), index)))
+            .collect();
+        let known = self.inventory();
+        let mut inventory = Inventory { driver, ..Inventory::default() };
+        for (index, reading) in (0..count).zip(readings) {
+            match reading.await {
+                Ok(Reading::Read(gpu)) => inventory.gpus.push(*gpu),
+                Ok(Reading::Failed(unreadable)) => inventory.unreadable.push(unreadable),
+                Ok(Reading::Busy) => {
+                    inventory
+                        .gpus
+                        .extend(known.gpus.iter().find(|gpu| gpu.index == index).cloned());
+                }
+                Err(panic) => inventory.unreadable.push(Unreadable {
+                    index,
+                    uuid: None,
+                    reason: panic.to_string(),
+                    lost: false,
+                }),
+            }
+        }
+        inventory.gpus.sort_by_key(|gpu| gpu.number);
+        inventory
+    }
+
+    /// Reads one GPU off the async threads. One that hangs keeps its lock and is not asked again.
+    async fn read_one(self: Arc<Self>, nvml: Arc<Nvml>, index: u32) -> Reading {
+        let known = self.known(index);
+        let failed = |reason: String| {
+            Reading::Failed(Unreadable { index, uuid: known.clone(), reason, lost: false })
+        };
+        // Asked again, a GPU that hangs would take one thread each time.
+        if self.calls.longer_than(READING).iter().any(|call| call.gpu == Some(index)) {
+            return failed(self.slow(index));
+        }
+        let guard = match &known {
+            None => None,
+            Some(uuid) => match self.locks.try_lock(&uuid.0) {
+                None => return Reading::Busy,
+                guard => guard,
+            },
+        };
+        let machine = self.clone();
+        let task = spawn_blocking(move || {
+            let _guard: Option<Guard> = guard;
+            nvml.gpu(index).map(|gpu| machine.complete(gpu))
+        });
+        match timeout(READING, task).await {
+            Ok(Ok(Ok(gpu))) => Reading::Read(Box::new(gpu)),
+            Ok(Ok(Err(unreadable))) => Reading::Failed(unreadable),
+            Ok(Err(panic)) => failed(panic.to_string()),
+            Err(_) => failed(self.slow(index)),
+        }
+    }
+
+    /// The GPU that has had this index, whether or not it answers now.
+    fn known(&self, index: u32) -> Option<GpuUuid> {
+        let inventory = self.inventory();
+        let answering = inventory.gpus.iter().find(|gpu| gpu.index == index);
+        let silent = inventory.unreadable.iter().find(|gpu| gpu.index == index);
+        answering.map(|gpu| gpu.uuid.clone()).or_else(|| silent?.uuid.clone())
+    }
+
+    /// What keeps a GPU from being read.
+    fn slow(&self, index: u32) -> String {
+        let mut calls = self.calls.longer_than(Duration::ZERO).into_iter();
+        match calls.find(|call| call.gpu == Some(index)) {
+            Some(call) => call.to_string(),
+            None => format!("not read within {} s", READING.as_secs()),
+        }
+    }
+
+    /// Adds what NVML does not say: the number, and what sysfs knows.
+    fn complete(&self, gpu: Gpu) -> Gpu {
+        Gpu {
+            number: self.number(&gpu),
+            numa_node: self.host.numa_node(&gpu.pci),
+            pcie_root: self.host.pcie_root(&gpu.pci),
+            ..gpu
+        }
+    }
+
+    /// The minor number at first sight, or the next free one if that was given away.
+    fn number(&self, gpu: &Gpu) -> u32 {
+        let mut numbers = self.numbers.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&number) = numbers.get(&gpu.uuid) {
+            return number;
+        }
+        let taken = |number| numbers.values().any(|&other| other == number);
+        let number = (gpu.minor..).find(|&number| !taken(number)).unwrap_or(gpu.minor);
+        numbers.insert(gpu.uuid.clone(), number);
+        number
+    }
+
+    fn publish(&self, inventory: Inventory) {
+        self.state.send_if_modified(|state| {
+            let same = matches!(state, Library::Loaded(known) if **known == inventory);
+            if !same {
+                *state = Library::Loaded(Arc::new(inventory));
+            }
+            !same
+        });
+    }
+
+    /// Lets the library go, to be loaded again when the driver is back.
+    pub(super) fn unload(&self, reason: &str) {
+        let old = self.nvml.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(old) = old {
+            *self.old.write().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&old);
+        }
+        *self.files.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let missing = Library::Missing(reason.to_owned());
+        self.state.send_if_modified(|state| {
+            let same = *state == missing;
+            if !same {
+                tracing::warn!(reason, "no NVIDIA driver; waiting for one");
+                *state = missing;
+            }
+            !same
+        });
+    }
+
+    /// Reads the MIG side of a GPU again and notes it. The caller holds the GPU's lock.
+    pub(super) fn refresh(&self, nvml: &Nvml, uuid: &GpuUuid) -> Result<(), nvml::Error> {
+        let inventory = self.inventory();
+        let Some(gpu) = inventory.gpu(uuid) else { return Ok(()) };
+        let now = nvml.mig_now(gpu)?;
+        let minor = nvml.minor(gpu)?;
+        if now != gpu.mig || minor != gpu.minor {
+            self.note(uuid, now, minor);
+        }
+        Ok(())
+    }
+
+    /// Reads a GPU again that did not answer, and notes it if it does now. The caller holds its lock.
+    pub(super) fn read_again(&self, nvml: &Nvml, index: u32) -> Result<Gpu, Unreadable> {
+        let gpu = self.complete(nvml.gpu(index)?);
+        self.state.send_modify(|state| {
+            let Library::Loaded(inventory) = state else { return };
+            let inventory = Arc::make_mut(inventory);
+            inventory.unreadable.retain(|silent| silent.index != index);
+            inventory.gpus.retain(|known| known.uuid != gpu.uuid);
+            inventory.gpus.push(gpu.clone());
+            inventory.gpus.sort_by_key(|gpu| gpu.number);
+        });
+        Ok(gpu)
+    }
+
+    fn note(&self, uuid: &GpuUuid, mig: Option<Mig>, minor: u32) {
+        self.state.send_modify(|state| {
+            let Library::Loaded(inventory) = state else { return };
+            let inventory = Arc::make_mut(inventory);
+            if let Some(gpu) = inventory.gpus.iter_mut().find(|gpu| gpu.uuid == *uuid) {
+                gpu.mig = mig;
+                gpu.minor = minor;
+            }
+        });
+    }
+}
+
+/// There is no NVIDIA driver to ask.
+#[derive(Debug, thiserror::Error)]
+#[error("the NVIDIA driver is not loaded: {0}")]
+pub struct Missing(String);

@@ -1,0 +1,248 @@
+//! The order of things: prepare, unprepare, recover. Sync work behind an async front: what a call
+//! waits for is awaited, what changes the machine runs off the async threads and to its end.
+
+mod error;
+mod ledger;
+mod locks;
+pub mod machine;
+mod prepare;
+mod publish;
+mod recover;
+mod undo;
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+pub use error::Error;
+use k8s_openapi::jiff::Timestamp;
+use tokio::{
+    sync::{OwnedRwLockReadGuard, RwLock, watch},
+    task::{JoinError, spawn_blocking},
+    time::timeout,
+};
+
+use self::{ledger::Ledger, locks::Locks, machine::Machine};
+use crate::{
+    cluster::{Cluster, events::Events},
+    model::{
+        claim::{AllocationResult, ClaimRef},
+        gpu::GpuUuid,
+        record::Record,
+    },
+    node::{lock, store::Store},
+};
+
+/// The name under which the kubelet and the scheduler know this driver: NVIDIA's, so that existing
+/// classes and claims work.
+pub const NAME: &str = "gpu.nvidia.com";
+
+/// What the driver is given to work with.
+pub struct Parts {
+    /// Name of the node, and so of its pool.
+    pub node: String,
+    /// Identity of the boot.
+    pub boot_id: String,
+    /// The hook binary to name in CDI files; none for files without hooks.
+    pub hook: Option<PathBuf>,
+    /// The hardware.
+    pub machine: Arc<Machine>,
+    /// Records and CDI files.
+    pub store: Store,
+    /// The records found there.
+    pub records: Vec<Record>,
+    /// The API server.
+    pub cluster: Cluster,
+    /// Where warnings go.
+    pub events: Events,
+    /// The lock that makes this the node's acting agent.
+    pub lock: AgentLock,
+}
+
+/// The node's one acting agent holds this.
+#[derive(Debug)]
+pub struct AgentLock {
+    /// The lock file, locked.
+    pub file: File,
+    /// Its path, under which a successor may have put another file.
+    pub path: PathBuf,
+}
+
+/// Prepares and unprepares claims. One a node.
+pub struct Driver {
+    node: String,
+    boot_id: String,
+    hook: Option<PathBuf>,
+    machine: Arc<Machine>,
+    ledger: Ledger,
+    /// A claim's turn: a second call for a claim waits for the first and then finds its record.
+    claims: Locks,
+    cluster: Cluster,
+    events: Events,
+    lock: AgentLock,
+    /// Read by all work under way, so that the end can wait for it.
+    work: Arc<RwLock<()>>,
+    closing: AtomicBool,
+}
+
+/// A prepared device, as the kubelet is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Requests that it serves.
+    pub requests: Vec<String>,
+    /// Pool.
+    pub pool: String,
+    /// Device name.
+    pub device: String,
+    /// Qualified CDI names; none for a MIG device that admin access found not carved.
+    pub cdi: Vec<String>,
+    /// Which share of a shared device.
+    pub share_id: Option<String>,
+}
+
+type Work = OwnedRwLockReadGuard<()>;
+
+impl Driver {
+    /// Nothing is done yet: see [`Driver::recover`].
+    pub fn new(parts: Parts) -> Self {
+        let Parts { node, boot_id, hook, machine, store, records, cluster, events, lock } = parts;
+        Self {
+            node,
+            boot_id,
+            hook,
+            machine,
+            ledger: Ledger::new(store, records),
+            claims: Locks::default(),
+            cluster,
+            events,
+            lock,
+            work: Arc::default(),
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    /// The node's hardware.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// Name of the node, and so of its pool.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Identity of the boot.
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// All records.
+    pub fn records(&self) -> Vec<Record> {
+        self.ledger.all()
+    }
+
+    /// Changes whenever a record does.
+    pub fn ledger_changes(&self) -> watch::Receiver<u64> {
+        self.ledger.changes()
+    }
+
+    /// Refuses new work from now on and waits for what is under way, for at most `limit`. `false` if
+    /// some is still under way then.
+    pub async fn finish(&self, limit: Duration) -> bool {
+        self.closing.store(true, Ordering::SeqCst);
+        timeout(limit, self.work.write()).await.is_ok()
+    }
+
+    fn begin(&self) -> Result<Work, Error> {
+        let work = self.work.clone().try_read_owned().map_err(|_| Error::HandingOver)?;
+        if self.closing.load(Ordering::SeqCst) { Err(Error::HandingOver) } else { Ok(work) }
+    }
+
+    /// Fails once a successor has taken over from this agent, which it thought dead.
+    fn acting(&self) -> Result<(), Error> {
+        if lock::is_current(&self.lock.file, &self.lock.path) {
+            Ok(())
+        } else {
+            Err(Error::HandingOver)
+        }
+    }
+
+    /// The GPUs that these results are on, and those that the claim's record names.
+    fn gpus_of(&self, results: &[AllocationResult], record: Option<&Record>) -> BTreeSet<GpuUuid> {
+        let inventory = self.machine.inventory();
+        let allocated = inventory.gpus.iter().filter(|gpu| {
+            let name = format!("gpu-{}", gpu.number);
+            results.iter().any(|result| {
+                let rest = result.device.strip_prefix(&name);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+            })
+        });
+        let recorded = record.into_iter().flat_map(|record| &record.plan.devices);
+        let recorded = recorded.map(|device| device.target.gpu().clone());
+        allocated.map(|gpu| gpu.uuid.clone()).chain(recorded).collect()
+    }
+
+    /// Locks the GPUs' files, which agents that were thought dead may still hold.
+    fn lock_files(&self, gpus: &BTreeSet<GpuUuid>) -> Result<Vec<File>, Error> {
+        gpus.iter().map(|gpu| self.lock_file(gpu)).collect()
+    }
+
+    fn lock_file(&self, gpu: &GpuUuid) -> Result<File, Error> {
+        let path = self.ledger.store().gpu_lock(gpu);
+        let reason = |reason: String| Error::Device { device: gpu.0.clone(), reason };
+        match lock::try_lock(&path) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => Err(Error::Locked { gpu: gpu.0.clone(), lock: path.display().to_string() }),
+            Err(error) => Err(reason(format!("lock `{}`: {error}", path.display()))),
+        }
+    }
+
+    /// Runs work that blocks to its end, whether or not anybody still waits for it.
+    async fn off_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let driver = self.clone();
+        let done = spawn_blocking(move || {
+            let done = work(&driver);
+            if let Err(error) = &done
+                && error.driver_gone()
+            {
+                driver.machine.unload(&error.to_string());
+            }
+            done
+        });
+        done.await.unwrap_or_else(|panic: JoinError| Err(Error::Panic(panic.to_string())))
+    }
+
+    /// Why a claim waits, for the answer that is given before the kubelet's deadline.
+    pub fn delay(&self, claim: &ClaimRef) -> String {
+        let record = self.ledger.get(&claim.uid);
+        let gpus = self.gpus_of(&[], record.as_ref());
+        let inventory = self.machine.inventory();
+        let of_claim = |index| {
+            let gpu = inventory.gpus.iter().find(|gpu| gpu.index == index);
+            gpus.is_empty() || gpu.is_some_and(|gpu| gpus.contains(&gpu.uuid))
+        };
+        let hung = self.machine.hung();
+        match hung.iter().find(|call| call.gpu.is_none_or(of_claim)) {
+            Some(call) => match call.gpu {
+                Some(index) => format!("GPU {index}: {call}"),
+                None => call.to_string(),
+            },
+            None => "other work on its GPUs is under way".to_owned(),
+        }
+    }
+}
+
+/// The time now, RFC 3339 with seconds.
+fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

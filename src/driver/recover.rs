@@ -1,0 +1,100 @@
+//! What a start, or a driver that comes back, finds: half-done work is undone, missing CDI files are
+//! written again, orphans are removed.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{Driver, Error, undo::made_on};
+use crate::{
+    model::{
+        cdi::ClaimDevice,
+        device::Target,
+        plan::PlannedDevice,
+        record::{PreparedDevice, Record, State},
+    },
+    node::store,
+};
+
+impl Driver {
+    /// Brings records, machine and CDI files into line. Claims that are being worked on are left to
+    /// that work; what fails is logged, and done when the kubelet next asks about the claim.
+    pub async fn recover(self: &Arc<Self>) {
+        for record in self.ledger.all() {
+            if let Err(error) = self.recover_claim(&record).await {
+                tracing::warn!(claim = %record.plan.claim, %error, "not recovered yet");
+            }
+        }
+        let orphans = self.off_thread(|driver| Ok(driver.remove_orphans()?)).await;
+        if let Err(error) = orphans {
+            tracing::warn!(%error, "orphaned CDI files not removed");
+        }
+    }
+
+    async fn recover_claim(self: &Arc<Self>, record: &Record) -> Result<(), Error> {
+        let uid = &record.plan.claim.uid;
+        let Some(turn) = self.claims.try_lock(uid) else { return Ok(()) };
+        let Some(record) = self.ledger.get(uid) else { return Ok(()) };
+        let gpus = made_on(&record);
+        let guards = self.machine.locks.lock_gpus(&gpus).await;
+        self.off_thread(move |driver| {
+            let _held = (turn, guards);
+            let _files = driver.lock_files(&gpus)?;
+            match &record.state {
+                State::Preparing => driver.undo(&record),
+                State::Prepared { .. } if record.boot_id != driver.boot_id => Ok(()),
+                State::Prepared { devices } => driver.restore_spec(&record, devices),
+            }
+        })
+        .await
+    }
+
+    /// Writes a missing CDI file again if all its devices are there.
+    fn restore_spec(&self, record: &Record, devices: &[PreparedDevice]) -> Result<(), Error> {
+        let claim = &record.plan.claim;
+        let store = self.ledger.store();
+        if devices.iter().all(|device| device.cdi.is_empty()) || store.has_spec(&claim.uid)? {
+            return Ok(());
+        }
+        let mut described = Vec::new();
+        for (planned, prepared) in record.plan.devices.iter().zip(devices) {
+            if prepared.cdi.is_empty() {
+                continue;
+            }
+            let Some(device) = self.describe(planned, prepared)? else { return Ok(()) };
+            described.push(device);
+        }
+        self.write_spec(claim, &described)
+    }
+
+    fn describe(
+        &self,
+        planned: &PlannedDevice,
+        prepared: &PreparedDevice,
+    ) -> Result<Option<ClaimDevice>, Error> {
+        let inventory = self.machine.inventory();
+        let host = self.machine.host();
+        let Some(gpu) = inventory.gpu(planned.target.gpu()) else { return Ok(None) };
+        let mut nodes = host.gpu_nodes(gpu.minor, &gpu.pci)?;
+        if let Target::Mig { profile, placement, .. } = &planned.target {
+            let instance = gpu.mig.as_ref().and_then(|mig| mig.instance(*profile, *placement));
+            let found = instance.and_then(|instance| Some((instance.id, instance.device()?)));
+            let Some((id, device)) = found else { return Ok(None) };
+            if Some(&device.uuid) != prepared.uuid.as_ref() {
+                return Ok(None);
+            }
+            nodes.extend(host.mig_nodes(gpu.minor, id, device.id)?);
+        }
+        Ok(Some(ClaimDevice { name: planned.device.clone(), nodes, env: Vec::new() }))
+    }
+
+    fn remove_orphans(&self) -> Result<(), store::Error> {
+        let store = self.ledger.store();
+        let known: BTreeSet<String> =
+            self.ledger.all().into_iter().map(|record| record.plan.claim.uid).collect();
+        for uid in store.spec_uids()?.iter().filter(|uid| !known.contains(*uid)) {
+            if self.claims.try_lock(uid).is_some() && self.ledger.get(uid).is_none() {
+                store.remove_spec(uid)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! Device health for the kubelet: complete lists, sent at every change and often enough to stay valid.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures::Stream;
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    driver::Driver,
+    model::device::Device,
+    proto::{
+        dra_health_v1::{self as v1, dra_resource_health_server::DraResourceHealth as HealthV1},
+        dra_health_v1alpha1::{
+            self as v1alpha1, dra_resource_health_server::DraResourceHealth as HealthV1Alpha1,
+        },
+    },
+};
+
+/// After this time without news the kubelet says Unknown.
+const VALID: Duration = Duration::from_secs(30);
+
+/// Answers on the DRA socket.
+#[derive(Clone)]
+pub(super) struct Service {
+    driver: Arc<Driver>,
+}
+
+impl Service {
+    pub(super) fn new(driver: Arc<Driver>) -> Self {
+        Self { driver }
+    }
+
+    /// Pool and name of each device.
+    fn devices(&self) -> Vec<(String, String)> {
+        let inventory = self.driver.machine().inventory();
+        let devices = inventory.gpus.iter().flat_map(Device::all);
+        devices.map(|device| (self.driver.node().to_owned(), device.name())).collect()
+    }
+
+    /// Sends `list` of the devices now, at each change and twice within its validity, until the
+    /// kubelet hangs up.
+    fn stream<T: Send + 'static>(
+        &self,
+        list: impl Fn(Vec<(String, String)>) -> T + Send + 'static,
+    ) -> Answers<T> {
+        let (sender, receiver) = mpsc::channel(1);
+        let service = self.clone();
+        tokio::spawn(async move {
+            let mut inventory = service.driver.machine().watch();
+            let mut again = interval(VALID / 2);
+            again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = again.tick() => {}
+                    changed = inventory.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                }
+                inventory.mark_unchanged();
+                if sender.send(Ok(list(service.devices()))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Box::pin(ReceiverStream::new(receiver))
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn unix_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Serves one version of the API: they differ in name alone.
+macro_rules! serve {
+    ($server:ident, $version:ident) => {
+        #[tonic::async_trait]
+        impl $server for Service {
+            type NodeWatchResourcesStream = Answers<$version::NodeWatchResourcesResponse>;
+
+            async fn node_watch_resources(
+                &self,
+                _: Request<$version::NodeWatchResourcesRequest>,
+            ) -> Result<Response<Self::NodeWatchResourcesStream>, Status> {
+                let healthy = |(pool_name, device_name)| $version::DeviceHealth {
+                    device: Some($version::DeviceIdentifier { pool_name, device_name }),
+                    health: $version::HealthStatus::Healthy.into(),
+                    last_updated_time: unix_seconds(),
+                    health_check_timeout_seconds: i64::try_from(VALID.as_secs()).unwrap_or(0),
+                    message: String::new(),
+                };
+                Ok(Response::new(self.stream(move |devices| {
+                    let devices = devices.into_iter().map(healthy).collect();
+                    $version::NodeWatchResourcesResponse { devices }
+                })))
+            }
+        }
+    };
+}
+
+serve!(HealthV1, v1);
+serve!(HealthV1Alpha1, v1alpha1);

@@ -1,0 +1,185 @@
+//! The sockets' names and files.
+
+use std::{
+    io,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
+
+use tokio::net::UnixListener;
+
+use super::Settings;
+use crate::driver::NAME;
+
+/// `sun_path` less its NUL.
+const LONGEST: usize = 107;
+
+/// Paths of an agent's sockets. Dropped, they are removed.
+#[derive(Debug)]
+pub struct Sockets {
+    /// Where the kubelet learns of the agent.
+    pub registration: PathBuf,
+    /// Where it calls it.
+    pub dra: PathBuf,
+}
+
+/// A socket that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No name of ours fits.
+    #[error(
+        "socket path `{}` is longer than {LONGEST} bytes; use a shorter kubelet directory",
+        .0.display()
+    )]
+    TooLong(PathBuf),
+    /// It cannot be bound.
+    #[error("cannot bind `{}`", path.display())]
+    Bind {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Sockets {
+    /// Names with the pod's UID, or with its beginning where that is too long.
+    ///
+    /// The kubelet dials the registration socket with its percent-encoded path as `:authority`, which
+    /// the `http` crate takes only if no `%` follows the last `@`: hence the `@`.
+    pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
+        let uid = settings.pod_uid.as_deref();
+        let short = uid.map(|uid| uid.get(..8).unwrap_or(uid));
+        let mut sockets = Self::named(settings, uid);
+        if sockets.too_long().is_some() {
+            sockets = Self::named(settings, short);
+        }
+        match sockets.too_long() {
+            Some(path) => Err(Error::TooLong(path)),
+            None => Ok(sockets),
+        }
+    }
+
+    fn named(settings: &Settings, uid: Option<&str>) -> Self {
+        let (registration, dra) = match uid {
+            Some(uid) => (format!("{NAME}-{uid}@reg.sock"), format!("dra@{uid}.sock")),
+            None => (format!("{NAME}@reg.sock"), "dra@kerf.sock".to_owned()),
+        };
+        Self {
+            registration: settings.registry.join(registration),
+            dra: settings.plugin_dir.join(dra),
+        }
+    }
+
+    fn too_long(&self) -> Option<PathBuf> {
+        let paths = [&self.registration, &self.dra];
+        paths.into_iter().find(|path| path.as_os_str().len() > LONGEST).cloned()
+    }
+
+    /// Removes our sockets to which nobody listens any more.
+    pub(super) fn remove_stale(&self) {
+        remove_stale(&self.registration, NAME, "@reg.sock");
+        remove_stale(&self.dra, "dra@", ".sock");
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for path in [&self.registration, &self.dra] {
+            if let Err(error) = std::fs::remove_file(path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), %error, "socket not removed");
+            }
+        }
+    }
+}
+
+fn remove_stale(socket: &Path, prefix: &str, suffix: &str) {
+    let Some(dir) = socket.parent() else { return };
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if !name.starts_with(prefix) || !name.ends_with(suffix) {
+            continue;
+        }
+        let refused = UnixStream::connect(entry.path())
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        if refused && let Err(error) = std::fs::remove_file(entry.path()) {
+            tracing::warn!(path = %entry.path().display(), %error, "stale socket not removed");
+        }
+    }
+}
+
+/// Binds a socket, in the place of one that nobody listens to.
+pub(super) fn bind(path: &Path) -> Result<UnixListener, Error> {
+    let failed = |source| Error::Bind { path: path.to_owned(), source };
+    match UnixListener::bind(path) {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            // Only the acting agent binds: an earlier one of the same pod was killed.
+            std::fs::remove_file(path).map_err(failed)?;
+            UnixListener::bind(path).map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UID: &str = "0b7c6f1e-7c55-4f0e-9a5e-2f3f8d1c9b11";
+
+    fn settings(root: &str, uid: Option<&str>) -> Settings {
+        Settings {
+            registry: Path::new(root).join("plugins_registry"),
+            plugin_dir: Path::new(root).join("plugins/gpu.nvidia.com"),
+            pod_uid: uid.map(str::to_owned),
+        }
+    }
+
+    /// As grpc-go's `encodeAuthority` does it.
+    fn authority(path: &Path) -> String {
+        let kept = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:[]@".contains(c);
+        let text = path.to_str().unwrap();
+        text.chars()
+            .map(|c| if kept(c) { c.to_string() } else { format!("%{:02X}", u32::from(c)) })
+            .collect()
+    }
+
+    #[test]
+    fn the_kubelets_authority_for_the_registration_socket_is_valid() {
+        let sockets = Sockets::new(&settings("/var/lib/kubelet", Some(UID))).unwrap();
+        let parsed = http::uri::Authority::try_from(authority(&sockets.registration));
+        assert!(parsed.is_ok());
+        let conventional = Path::new("/var/lib/kubelet/plugins_registry/gpu.nvidia.com-reg.sock");
+        assert!(http::uri::Authority::try_from(authority(conventional)).is_err());
+    }
+
+    #[test]
+    fn a_uid_is_cut_where_the_path_would_be_too_long() {
+        let root = format!("/{}", "k".repeat(40));
+        let sockets = Sockets::new(&settings(&root, Some(UID))).unwrap();
+        assert!(sockets.registration.ends_with("gpu.nvidia.com-0b7c6f1e@reg.sock"));
+        let root = format!("/{}", "k".repeat(90));
+        assert!(matches!(Sockets::new(&settings(&root, Some(UID))), Err(Error::TooLong(_))));
+    }
+
+    #[test]
+    fn only_sockets_without_a_listener_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(dir.path().to_str().unwrap(), Some("a"));
+        std::fs::create_dir_all(&settings.registry).unwrap();
+        std::fs::create_dir_all(&settings.plugin_dir).unwrap();
+        let stale = settings.registry.join("gpu.nvidia.com-dead@reg.sock");
+        let live = settings.registry.join("gpu.nvidia.com-live@reg.sock");
+        let other = settings.registry.join("other@reg.sock");
+        drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+        drop(std::os::unix::net::UnixListener::bind(&other).unwrap());
+        let _listening = std::os::unix::net::UnixListener::bind(&live).unwrap();
+        Sockets::new(&settings).unwrap().remove_stale();
+        assert_eq!([stale.exists(), live.exists(), other.exists()], [false, true, true]);
+    }
+}

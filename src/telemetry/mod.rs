@@ -1,0 +1,4 @@
+//! What the agent says about itself: over HTTP to probes, over a socket to `kerf status`.
+
+pub mod http;
+pub mod status;
