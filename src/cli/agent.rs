@@ -1,0 +1,278 @@
+//! The agent's life: getting ready, waiting for its turn, serving, handing over.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use futures::FutureExt;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    node::Args,
+    report::{Phase, Reporter},
+    standby,
+};
+use crate::{
+    cluster::{Cluster, PublishSettings, events::Events, publish::publish},
+    driver::{
+        AgentLock, Driver, NAME, Parts,
+        machine::{Library, Machine},
+    },
+    kubelet::{self, Doors, probe},
+    node::{
+        lock,
+        store::{Numbers, SetAside, Store},
+    },
+    telemetry::{http, status},
+};
+
+/// How often all GPUs are read again: administrators make MIG devices too.
+const RESCAN: Duration = Duration::from_secs(10);
+
+/// How often a driver that is not there is looked for.
+const LOOK_FOR_DRIVER: Duration = Duration::from_secs(1);
+
+/// How long work under way may take once the agent is told to end; the kubelet kills after 30 s.
+const LAST_WORK: Duration = Duration::from_secs(25);
+
+/// Runs until SIGTERM or SIGINT, or until a successor has taken over.
+pub(super) async fn run(args: Args) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let told = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let told = told.boxed().shared();
+    tokio::select! {
+        served = serve(args, told.clone()) => served,
+        // Still getting ready or standing by: there is nothing to hand over.
+        () = async { told.clone().await; sleep(LAST_WORK + Duration::from_secs(2)).await } => Ok(()),
+    }
+}
+
+async fn serve(
+    args: Args,
+    told: impl Future<Output = ()> + Clone + Send + 'static,
+) -> anyhow::Result<()> {
+    let ready = tokio::select! {
+        ready = Ready::new(&args) => ready?,
+        () = told.clone() => return Ok(()),
+    };
+    let reporter = ready.reporter.clone();
+    let lock = tokio::select! {
+        lock = standby::acquire(&ready.state_dir, || {
+            tracing::info!("standing by: another agent acts on this node");
+            reporter.enter(Phase::StandingBy);
+        }) => lock.context("cannot take the node's agent lock")?,
+        () = told.clone() => return Ok(()),
+    };
+    ready.act(&args, lock, told).await
+}
+
+/// All that an agent has before it acts.
+struct Ready {
+    state_dir: PathBuf,
+    boot_id: String,
+    store: Store,
+    cluster: Cluster,
+    machine: Arc<Machine>,
+    reporter: Reporter,
+    probed: watch::Sender<probe::Target>,
+}
+
+impl Ready {
+    async fn new(args: &Args) -> anyhow::Result<Self> {
+        let machine = &args.machine;
+        let state_dir = machine.state_dir();
+        let store = Store::open(&state_dir, &machine.cdi_root)?;
+        let host = machine.host();
+        let boot_id = host.boot_id()?;
+        let cluster = Cluster::connect(args.kubeconfig.as_deref()).await?;
+        let machine = Arc::new(Machine::new(machine.nvml_library.clone(), host));
+        let reporter = Reporter::new(machine.clone(), boot_id.clone());
+        let probed = watch::Sender::new(probe::Target::StandingBy);
+        let ready = Self { state_dir, boot_id, store, cluster, machine, reporter, probed };
+        ready.answer_probes(args).await?;
+        ready.machine.preload().await;
+        Ok(ready)
+    }
+
+    async fn answer_probes(&self, args: &Args) -> anyhow::Result<()> {
+        if let Ok(port) = u16::try_from(args.healthcheck_port) {
+            let listener = probe::bind(port).await;
+            let listener =
+                listener.with_context(|| format!("cannot listen on health port {port}"))?;
+            tracing::info!(address = %listener.local_addr()?, "gRPC health");
+            let target = self.probed.subscribe();
+            spawn("gRPC health", probe::serve(listener, target, std::future::pending()));
+        }
+        if !args.http_endpoint.is_empty() {
+            let endpoint = &args.http_endpoint;
+            let listener = http::bind(endpoint).await;
+            let listener = listener.with_context(|| format!("cannot listen on `{endpoint}`"))?;
+            tracing::info!(address = %listener.local_addr()?, "HTTP");
+            let reporter = self.reporter.clone();
+            spawn("HTTP", http::serve(listener, Arc::new(move || reporter.unready())));
+        }
+        Ok(())
+    }
+
+    /// Acts as the node's agent: recover, open the doors, publish; and at the end hand over.
+    async fn act(
+        self,
+        args: &Args,
+        lock: AgentLock,
+        told: impl Future<Output = ()> + Clone + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let socket = self.state_dir.join("agent.sock");
+        let listener = status::bind(&socket)
+            .with_context(|| format!("cannot bind the status socket `{}`", socket.display()))?;
+        let reporter = self.reporter.clone();
+        tokio::spawn(status::serve(listener, Arc::new(move || reporter.status())));
+
+        let settings = PublishSettings { driver: NAME.to_owned(), node: args.node_name.clone() };
+        let events = Events::start(self.cluster.clone(), settings.clone());
+        let lost = self.lost(&lock);
+        let driver = Arc::new(self.driver(args, lock, &events)?);
+        self.look(&driver, &self.store).await;
+        driver.recover().await;
+        let doors = Doors::open(&kubelet::Settings {
+            registry: args.kubelet_registrar_directory_path.clone(),
+            plugin_dir: self.state_dir.clone(),
+            pod_uid: args.pod_uid.clone(),
+        })?;
+        let sockets = doors.sockets();
+        self.probed.send_replace(probe::Target::Serving {
+            registration: sockets.registration.clone(),
+            dra: sockets.dra.clone(),
+        });
+        self.reporter.enter(Phase::Acting(driver.clone()));
+        self.publish(&driver, settings, events);
+
+        let hand_over = {
+            let driver = driver.clone();
+            async move {
+                told.await;
+                tracing::info!("handing over");
+                if !driver.finish(LAST_WORK).await {
+                    tracing::warn!("some work is still under way; its record says how far it came");
+                }
+            }
+        };
+        let end = hand_over.boxed().shared();
+        let registered = self.reporter.registered();
+        tokio::select! {
+            served = doors.serve(driver.clone(), registered, end) => served?,
+            () = self.rescan(&driver) => {}
+            () = lost => anyhow::bail!("another agent has taken over: this one was thought dead"),
+        }
+        // Still the holder of the lock: a successor binds its own after that.
+        std::fs::remove_file(&socket)
+            .with_context(|| format!("cannot remove `{}`", socket.display()))
+    }
+
+    fn driver(&self, args: &Args, lock: AgentLock, events: &Events) -> anyhow::Result<Driver> {
+        let (records, mut unreadable) = self.store.records()?;
+        let (numbers, spoilt) = self.store.numbers()?;
+        unreadable.extend(spoilt);
+        for SetAside { path, reason } in unreadable {
+            let note = format!("set aside `{}`, which cannot be read: {reason}", path.display());
+            tracing::error!("{note}");
+            events.warn_node("RecordUnreadable", &note);
+        }
+        if numbers.boot_id == self.boot_id {
+            self.machine.use_numbers(numbers.gpus);
+        }
+        let hook = args.nvidia_cdi_hook_path.clone();
+        let hook = hook.unwrap_or_else(|| self.state_dir.join("kerf-cdi-hook"));
+        Ok(Driver::new(Parts {
+            node: args.node_name.clone(),
+            boot_id: self.boot_id.clone(),
+            hook: (!args.no_cdi_hooks).then_some(hook),
+            machine: self.machine.clone(),
+            store: self.store.clone(),
+            records,
+            cluster: self.cluster.clone(),
+            events: events.clone(),
+            lock,
+        }))
+    }
+
+    fn publish(&self, driver: &Arc<Driver>, settings: PublishSettings, events: Events) {
+        let (desired, wanted) = watch::channel(None);
+        let (tell_features, features) = watch::channel(None);
+        let (kick, kicks) = watch::channel(0);
+        let published = self.reporter.published(features.clone());
+        tokio::spawn(driver.clone().describe_pool(features, desired));
+        let cluster = self.cluster.clone();
+        let publish = publish(cluster, settings, wanted, kicks, published, tell_features, events);
+        tokio::spawn(publish);
+        // The kubelet's start wipes our slices, and then it registers us.
+        let mut registration = self.reporter.registered().subscribe();
+        tokio::spawn(async move {
+            while registration.changed().await.is_ok() {
+                kick.send_replace(registration.borrow_and_update().times);
+            }
+        });
+    }
+
+    /// Reads the GPUs again and again, and takes up a driver that comes back.
+    async fn rescan(&self, driver: &Arc<Driver>) {
+        loop {
+            let missing = matches!(&*self.machine.watch().borrow(), Library::Missing(_));
+            sleep(if missing { LOOK_FOR_DRIVER } else { RESCAN }).await;
+            self.look(driver, &self.store).await;
+            let found = matches!(&*self.machine.watch().borrow(), Library::Loaded(_));
+            if missing && found {
+                tracing::info!("the NVIDIA driver is there");
+                driver.recover().await;
+            }
+        }
+    }
+
+    /// One look at the GPUs; numbers that are new are kept for the rest of the boot.
+    async fn look(&self, driver: &Driver, store: &Store) {
+        let before = self.machine.numbers();
+        self.machine.read().await;
+        let gpus = self.machine.numbers();
+        if gpus == before {
+            return;
+        }
+        let numbers = Numbers { boot_id: driver.boot_id().to_owned(), gpus };
+        if let Err(error) = store.save_numbers(&numbers) {
+            tracing::error!(%error, "numbers of GPUs not kept");
+        }
+    }
+
+    /// Returns when a successor has put its own lock file in the place of ours.
+    fn lost(&self, lock: &AgentLock) -> impl Future<Output = ()> + use<> {
+        let file = lock.file.try_clone();
+        let path = lock.path.clone();
+        async move {
+            let Ok(file) = file else { return std::future::pending().await };
+            let mut look = interval(Duration::from_secs(1));
+            look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while lock::is_current(&file, &path) {
+                look.tick().await;
+            }
+        }
+    }
+}
+
+/// Runs a server beside the rest; its failure is logged.
+fn spawn<E: std::fmt::Display + Send>(
+    name: &'static str,
+    server: impl Future<Output = Result<(), E>> + Send + 'static,
+) {
+    tokio::spawn(async move {
+        if let Err(error) = server.await {
+            tracing::error!(%error, "{name} has ended");
+        }
+    });
+}

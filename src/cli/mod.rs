@@ -1,0 +1,64 @@
+//! Subcommands, one file each: arguments in, one call, output out.
+
+mod age;
+mod agent;
+mod cut;
+mod devices;
+pub mod inventory;
+mod look;
+pub mod machine;
+pub mod node;
+mod output;
+pub mod picture;
+mod report;
+#[cfg(test)]
+mod samples;
+mod slices;
+mod standby;
+pub mod status;
+pub mod style;
+mod table;
+
+use std::{
+    ffi::OsString,
+    io::{Write, stderr, stdout},
+    process::ExitCode,
+};
+
+use clap::Parser;
+
+use self::style::Style;
+
+/// A Kubernetes DRA driver for NVIDIA GPUs that carves exactly what was claimed.
+#[derive(Debug, Parser)]
+#[command(name = "kerf", version)]
+struct Kerf {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Run the agent of a node.
+    Node(node::Args),
+    /// Show the node's GPUs and how each is cut; needs neither cluster nor agent.
+    Inventory(inventory::Args),
+    /// Show what is held by whom, from the agent or, when it is down, from its records.
+    Status(status::Args),
+}
+
+/// Runs the command line `args`, the program's name first.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let Kerf { command } = Kerf::parse_from(args);
+    let out = &mut stdout().lock();
+    let outcome = match command {
+        Command::Node(args) => node::run(args),
+        Command::Inventory(args) => inventory::run(&args, out, Style::of_stdout()),
+        Command::Status(args) => status::run(&args, out, Style::of_stdout()),
+    };
+    outcome.unwrap_or_else(|error| {
+        // Nobody is left to tell when stderr is closed.
+        let _ = writeln!(stderr(), "kerf: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,185 @@
+//! What the agent says about itself, gathered from its parts.
+
+use std::{
+    process,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::{
+    cluster,
+    driver::{
+        Driver,
+        machine::{Library, Machine},
+    },
+    kubelet::Registration,
+    model::{
+        pool::Features,
+        status::{
+            AgentState, AgentStatus, ClaimStatus, KubeletStatus, NotServed, Published, Status,
+        },
+    },
+};
+
+/// How far the agent is.
+#[derive(Clone)]
+pub(super) enum Phase {
+    /// Not there yet.
+    Starting,
+    /// Another agent acts.
+    StandingBy,
+    /// This one does.
+    Acting(Arc<Driver>),
+}
+
+/// Gathers. Clones share what they know.
+#[derive(Clone)]
+pub(super) struct Reporter {
+    started_at: String,
+    boot_id: String,
+    machine: Arc<Machine>,
+    phase: Arc<Mutex<Phase>>,
+    registration: watch::Sender<Registration>,
+    published: watch::Sender<cluster::publish::Published>,
+    features: Arc<Mutex<Option<watch::Receiver<Option<Features>>>>>,
+}
+
+impl Reporter {
+    pub(super) fn new(machine: Arc<Machine>, boot_id: String) -> Self {
+        Self {
+            started_at: rfc3339(Timestamp::now()),
+            boot_id,
+            machine,
+            phase: Arc::new(Mutex::new(Phase::Starting)),
+            registration: watch::Sender::default(),
+            published: watch::Sender::default(),
+            features: Arc::default(),
+        }
+    }
+
+    pub(super) fn enter(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    /// Where the kubelet's word on our registration goes.
+    pub(super) fn registered(&self) -> watch::Sender<Registration> {
+        self.registration.clone()
+    }
+
+    /// Where the publisher's progress goes.
+    pub(super) fn published(
+        &self,
+        features: watch::Receiver<Option<Features>>,
+    ) -> watch::Sender<cluster::publish::Published> {
+        *self.features.lock().unwrap_or_else(PoisonError::into_inner) = Some(features);
+        self.published.clone()
+    }
+
+    fn phase(&self) -> Phase {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What stands in the way of readiness, one line each.
+    pub(super) fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        match self.phase() {
+            Phase::Starting => reasons.push("starting".to_owned()),
+            Phase::StandingBy => return reasons,
+            Phase::Acting(_) => {
+                let registration = self.registration.borrow();
+                if !registration.registered {
+                    let error = registration.error.as_deref().unwrap_or("not asked yet");
+                    reasons.push(format!("not registered with the kubelet: {error}"));
+                }
+            }
+        }
+        if let Library::Missing(reason) = &*self.machine.watch().borrow() {
+            reasons.push(format!("no NVIDIA driver: {reason}"));
+        }
+        reasons.extend(self.machine.hung().iter().map(|call| match call.gpu {
+            Some(index) => format!("GPU {index}: {call}"),
+            None => call.to_string(),
+        }));
+        reasons
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let agent = AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: process::id(),
+            started_at: self.started_at.clone(),
+            state: self.state(),
+        };
+        let driver = match self.phase() {
+            Phase::Acting(driver) => Some(driver),
+            _ => None,
+        };
+        let records = driver.as_ref().map(|driver| driver.records()).unwrap_or_default();
+        Status {
+            agent: Some(agent),
+            error: None,
+            kubelet: driver.is_some().then(|| self.kubelet()),
+            published: driver.is_some().then(|| self.publishing()),
+            not_served: self.not_served(),
+            claims: ClaimStatus::of(&records, &self.boot_id),
+        }
+    }
+
+    fn state(&self) -> AgentState {
+        if let Phase::StandingBy = self.phase() {
+            return AgentState::StandingBy { reason: "another agent acts on this node".to_owned() };
+        }
+        match &*self.machine.watch().borrow() {
+            Library::Missing(reason) => AgentState::WaitingForDriver { reason: reason.clone() },
+            Library::Loaded(_) => AgentState::Serving,
+        }
+    }
+
+    fn kubelet(&self) -> KubeletStatus {
+        let registration = self.registration.borrow();
+        KubeletStatus {
+            registered: registration.registered,
+            since: registration.since.map(rfc3339),
+            last_error: registration.error.clone(),
+        }
+    }
+
+    fn publishing(&self) -> Published {
+        let published = self.published.borrow();
+        let features = self.features.lock().unwrap_or_else(PoisonError::into_inner);
+        let features = features.as_ref().and_then(|features| *features.borrow());
+        let named = features.map(|features| {
+            let named = [("counters", features.counters), ("taints", features.taints)];
+            named.into_iter().filter(|(_, kept)| *kept).map(|(name, _)| name.to_owned()).collect()
+        });
+        Published {
+            slices: u32::try_from(published.slices).unwrap_or(u32::MAX),
+            generation: published.generation,
+            at: published.at.and_then(|at| Timestamp::try_from(at).ok()).map(rfc3339),
+            error: published.error.clone(),
+            features: named.unwrap_or_default(),
+        }
+    }
+
+    fn not_served(&self) -> Vec<NotServed> {
+        let inventory = self.machine.inventory();
+        let unreadable = inventory.unreadable.iter().map(|gpu| NotServed {
+            index: gpu.index,
+            uuid: gpu.uuid.clone(),
+            reason: gpu.reason.clone(),
+        });
+        let hung = self.machine.hung();
+        let hung = hung.iter().filter_map(|call| {
+            let gpu = inventory.gpus.iter().find(|gpu| Some(gpu.index) == call.gpu)?;
+            let uuid = Some(gpu.uuid.clone());
+            Some(NotServed { index: gpu.index, uuid, reason: call.to_string() })
+        });
+        unreadable.chain(hung).collect()
+    }
+}
+
+fn rfc3339(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

@@ -1,0 +1,48 @@
+//! The ResourceSlices that an agent would publish, as manifests.
+
+use k8s_openapi::{
+    api::resource::v1::{ResourcePool, ResourceSlice, ResourceSliceSpec},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use crate::model::{
+    gpu::Inventory,
+    pool::{self, Features, PoolInput, SliceContent},
+    record::Held,
+};
+
+/// The name under which the scheduler knows the driver.
+const DRIVER: &str = "gpu.nvidia.com";
+
+/// What an API server keeps that has all that Kerf makes use of.
+const ALL: Features = Features { counters: true, taints: true, separate_counter_slices: true };
+
+/// The slices for a cluster that keeps every field.
+pub(super) fn slices(node: &str, inventory: &Inventory, held: &[Held<'_>]) -> Vec<ResourceSlice> {
+    let content = pool::slices(&PoolInput { node, inventory, held, features: ALL });
+    let pool = ResourcePool {
+        name: node.to_owned(),
+        generation: 1,
+        resource_slice_count: i64::try_from(content.len()).unwrap_or(i64::MAX),
+    };
+    let numbered = content.into_iter().enumerate();
+    numbered.map(|(index, content)| slice(node, index, pool.clone(), content)).collect()
+}
+
+fn slice(node: &str, index: usize, pool: ResourcePool, content: SliceContent) -> ResourceSlice {
+    let SliceContent { devices, shared_counters } = content;
+    ResourceSlice {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{node}-{DRIVER}-{index}-")),
+            ..ObjectMeta::default()
+        },
+        spec: ResourceSliceSpec {
+            driver: DRIVER.to_owned(),
+            node_name: Some(node.to_owned()),
+            pool,
+            devices: Some(devices).filter(|devices| !devices.is_empty()),
+            shared_counters: Some(shared_counters).filter(|counters| !counters.is_empty()),
+            ..ResourceSliceSpec::default()
+        },
+    }
+}

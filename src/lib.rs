@@ -1,0 +1,33 @@
+//! Kerf: a Kubernetes DRA kubelet driver for NVIDIA GPUs.
+//!
+//! Kerf reads GPUs through NVML, publishes each whole GPU and each MIG placement as a device of one
+//! pool per node, and, when the kubelet asks, carves exactly the devices a claim was given, writes one
+//! CDI file for the claim and answers with its names; everything it made for the claim goes away with
+//! the claim.
+//!
+//! ```text
+//! NVML ──► node::nvml ──► model::gpu ──► model::device ──► model::pool ──► cluster::publish ──► API server
+//!                                            │
+//! kubelet ──► kubelet::dra ──► driver::prepare: cluster claim ──► model::claim ──► model::plan
+//!             ──► record Preparing ──► carve ──► CDI file ──► record Prepared ──► answer
+//! ```
+//!
+//! Layout, and who may import whom:
+//!
+//! * [`model`]: what is true, as plain values. Imports nothing of ours.
+//! * [`node`]: the machine: NVML, the host's files, records and CDI files on disk. Imports `model`.
+//! * [`cluster`]: the API server: claims in, slices and events out. Imports `model`.
+//! * [`driver`]: the order of things: prepare, unprepare, recover. Imports `node`, `cluster`, `model`.
+//! * [`kubelet`]: the kubelet's sockets. Imports `driver`, `model`, `proto`.
+//! * [`telemetry`]: what the agent says about itself. Imports `model`.
+//! * [`cli`]: one file per subcommand; it alone wires the rest together.
+//! * [`proto`]: the wire contracts, generated.
+
+pub mod cli;
+pub mod cluster;
+pub mod driver;
+pub mod kubelet;
+pub mod model;
+pub mod node;
+pub mod proto;
+pub mod telemetry;
