@@ -1,0 +1,129 @@
+//! The agent's life: its size, its start, its memory, and its end when another takes over.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use k8s_openapi::api::resource::v1::ResourceSlice;
+use kerf_testbed::{
+    agent::Agent,
+    node::{DRIVER, Testbed},
+};
+use rustix::process::{Signal, kill_process};
+use tokio::time::sleep;
+
+use crate::{
+    node::{Times, claim, mig, node, prepare, unprepare, whole},
+    table::Table,
+};
+
+/// Bytes in what is printed as MB.
+const MB: f64 = 1e6;
+
+/// How long an agent is left alone before its memory is read.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// The agent's program, stripped.
+pub(crate) fn binary(table: &mut Table) -> anyhow::Result<()> {
+    let size = std::fs::metadata(env!("CARGO_BIN_EXE_kerf"))?.len();
+    table.figure("stripped binary", megabytes(size), " MB", "", 12.0);
+    Ok(())
+}
+
+/// From exec to what the cluster sees of it.
+pub(crate) async fn start(table: &mut Table) -> anyhow::Result<()> {
+    let mut testbed = node().start().await?;
+    let (mut registered, mut published) = (Vec::new(), Vec::new());
+    for round in 0..10 {
+        testbed.agent = None;
+        testbed.api.delete_all::<ResourceSlice>("")?;
+        let begin = Instant::now();
+        testbed.start_agent(&format!("pod-{round}")).await?;
+        registered.push(begin.elapsed());
+        testbed.published().await;
+        published.push(begin.elapsed());
+    }
+    let (registered, published) = (Times::new(registered), Times::new(published));
+    table.time("exec to registered", registered.median(), " median of 10", Some(50.0));
+    table.time("exec to all slices on the server", published.median(), " median of 10", None);
+    Ok(())
+}
+
+/// Resident memory of an agent that has nothing to do.
+pub(crate) async fn memory(table: &mut Table) -> anyhow::Result<()> {
+    let testbed = node().start().await?;
+    resident(table, &testbed, "idle agent").await?;
+    for device in [whole(0), mig(1, 0)] {
+        let claims = [claim(&testbed, &device)?];
+        for _ in 0..50 {
+            prepare(&testbed, &claims).await?;
+            unprepare(&testbed, &claims).await?;
+        }
+    }
+    resident(table, &testbed, "idle agent after 100 claims").await
+}
+
+async fn resident(table: &mut Table, testbed: &Testbed, what: &str) -> anyhow::Result<()> {
+    sleep(IDLE).await;
+    let agent = testbed.agent.as_ref().context("no agent")?;
+    let status = format!("/proc/{}/status", agent.pid()?.as_raw_nonzero());
+    let status = std::fs::read_to_string(status)?;
+    let of = |name| kilobytes(&status, name).map(|kilobytes| megabytes(kilobytes * 1024));
+    let more = format!(" ({:.1} own, {:.1} of files)", of("RssAnon:")?, of("RssFile:")?);
+    table.figure(&format!("resident memory, {what}"), of("VmRSS:")?, " MB", &more, 15.0);
+    Ok(())
+}
+
+fn kilobytes(status: &str, name: &str) -> anyhow::Result<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    Ok(number.with_context(|| format!("no {name} in a process's status"))?.parse()?)
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    f64::from(u32::try_from(bytes).unwrap_or(u32::MAX)) / MB
+}
+
+/// From the old agent's end to the first claim that the one standing by has prepared.
+pub(crate) async fn hand_over(table: &mut Table) -> anyhow::Result<()> {
+    let mut testbed = node().start().await?;
+    for (signal, how) in [(Signal::TERM, "SIGTERM"), (Signal::KILL, "SIGKILL")] {
+        let mut gaps = Vec::new();
+        for round in 0..5 {
+            gaps.push(gap(&mut testbed, signal, &format!("{how}-{round}")).await?);
+        }
+        let gaps = Times::new(gaps);
+        let what = format!("hand-over: {how} to first prepare by the next");
+        table.time(&what, gaps.median(), " median of 5", Some(100.0));
+    }
+    Ok(())
+}
+
+async fn gap(testbed: &mut Testbed, signal: Signal, pod_uid: &str) -> anyhow::Result<Duration> {
+    let claims = [claim(testbed, &whole(0))?];
+    let mut options = testbed.agent_options(pod_uid)?;
+    options.log.set_file_name(format!("{pod_uid}.log"));
+    let next = Agent::spawn(&options)?;
+    next.while_running(standing_by(&next)).await?;
+    let old = testbed.agent.replace(next).context("no agent")?;
+    let state = testbed.kubelet.state();
+    let before = state.plugin(DRIVER).context("no plugin")?.id;
+    let begin = Instant::now();
+    kill_process(old.pid()?, signal)?;
+    let by_next = |plugin: &kerf_testbed::kubelet::Plugin| plugin.id != before;
+    testbed.kubelet.wait_for(|state| state.plugin(DRIVER).is_some_and(by_next)).await;
+    while prepare(testbed, &claims).await.is_err() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let gap = begin.elapsed();
+    unprepare(testbed, &claims).await?;
+    testbed.api.delete::<k8s_openapi::api::resource::v1::ResourceClaim>("default", &whole(0))?;
+    old.wait().await?;
+    Ok(gap)
+}
+
+/// It has all ready and waits.
+async fn standing_by(agent: &Agent) {
+    while !agent.tail().contains("standing by") {
+        sleep(Duration::from_millis(1)).await;
+    }
+}

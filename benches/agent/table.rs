@@ -1,0 +1,53 @@
+//! The lines that are printed, and whether their targets are met.
+
+use std::time::Duration;
+
+/// Prints lines as they are measured.
+#[derive(Default)]
+pub(crate) struct Table {
+    missed: bool,
+}
+
+/// What is printed beside a figure that is over its target.
+const MISSED: &str = "MISSED";
+
+impl Table {
+    /// Whether a figure that is no time was over its target.
+    pub(crate) fn missed(&self) -> bool {
+        self.missed
+    }
+
+    pub(crate) fn head(&self) {
+        line("", "measured", "at most", "");
+    }
+
+    /// A time in milliseconds, with others beside it for which there is no target.
+    pub(crate) fn time(&self, what: &str, time: Duration, more: &str, most: Option<f64>) {
+        let time = milliseconds(time);
+        let target = most.map(|most| format!("{most} ms")).unwrap_or_default();
+        line(what, &format!("{time:.2} ms{more}"), &target, verdict(time, most));
+    }
+
+    /// A figure that does not depend on how fast the machine is.
+    pub(crate) fn figure(&mut self, what: &str, figure: f64, unit: &str, more: &str, most: f64) {
+        self.missed |= figure > most;
+        let (figure_text, target) = (format!("{figure:.2}{unit}{more}"), format!("{most}{unit}"));
+        line(what, &figure_text, &target, verdict(figure, Some(most)));
+    }
+}
+
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn verdict(figure: f64, most: Option<f64>) -> &'static str {
+    match most {
+        None => "",
+        Some(most) if figure <= most => "ok",
+        Some(_) => MISSED,
+    }
+}
+
+fn line(what: &str, measured: &str, target: &str, verdict: &str) {
+    println!("{what:<50} {measured:<42} {target:<8} {verdict}");
+}

@@ -1,0 +1,105 @@
+//! What tests start from: nodes, and claims that were allocated.
+
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use kerf::model::{
+    claim::ClaimRef,
+    record::{Record, State},
+};
+use kerf_nvml::node::{Model, NodeDescription};
+use kerf_testbed::node::{Builder, DRIVER, Testbed};
+use serde_json::{Value, json};
+
+/// A node of this many GPUs with the real agent.
+pub(crate) fn node(model: Model, gpus: usize) -> Builder {
+    of(NodeDescription::uniform(model, gpus))
+}
+
+/// A node with this machine and the real agent.
+pub(crate) fn of(machine: NodeDescription) -> Builder {
+    Testbed::builder(machine, [env!("CARGO_BIN_EXE_kerf")])
+}
+
+/// A claim with a request for each of these devices, allocated and reserved for a pod.
+pub(crate) fn claim(testbed: &Testbed, name: &str, devices: &[&str]) -> ClaimRef {
+    let results: Vec<Value> = devices
+        .iter()
+        .enumerate()
+        .map(|(n, device)| {
+            json!({
+                "request": format!("r{n}"), "driver": DRIVER,
+                "pool": testbed.name(), "device": device,
+            })
+        })
+        .collect();
+    claim_with(testbed, name, devices.len(), json!({ "devices": { "results": results } }))
+}
+
+/// A claim with this many requests, `r0` and so on, and this allocation.
+pub(crate) fn claim_with(
+    testbed: &Testbed,
+    name: &str,
+    requests: usize,
+    allocation: Value,
+) -> ClaimRef {
+    let requests: Vec<Value> = (0..requests)
+        .map(|n| json!({ "name": format!("r{n}"), "exactly": { "deviceClassName": DRIVER } }))
+        .collect();
+    let claim = json!({
+        "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": { "devices": { "requests": requests } },
+    });
+    let claim: ResourceClaim = serde_json::from_value(claim).unwrap();
+    let mut claim = testbed.api.create(&claim).unwrap();
+    let status = json!({
+        "allocation": allocation,
+        "reservedFor": [{ "resource": "pods", "name": format!("{name}-pod"), "uid": "pod-uid" }],
+    });
+    claim.status = Some(serde_json::from_value(status).unwrap());
+    let claim = testbed.api.update_status(&claim).unwrap();
+    ClaimRef {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        uid: claim.metadata.uid.unwrap(),
+    }
+}
+
+/// The records on disk.
+pub(crate) fn records(testbed: &Testbed) -> Vec<Record> {
+    let (records, unreadable) = kerf::node::store::look(&testbed.state_dir()).unwrap();
+    assert_eq!(unreadable, []);
+    records
+}
+
+/// The claims on disk that are prepared, by name.
+pub(crate) fn prepared(testbed: &Testbed) -> Vec<String> {
+    let records = records(testbed).into_iter();
+    let prepared = records.filter(|record| matches!(record.state, State::Prepared { .. }));
+    prepared.map(|record| record.plan.claim.name).collect()
+}
+
+/// Profile id and place of every instance, GPU by GPU.
+pub(crate) fn cut(testbed: &Testbed) -> Vec<Vec<(u32, u32)>> {
+    let snapshot = testbed.machine.snapshot().unwrap();
+    let gpus = snapshot.gpus.iter().map(|gpu| {
+        let mut places: Vec<_> =
+            gpu.instances.iter().map(|instance| (instance.profile, instance.start)).collect();
+        places.sort_unstable();
+        places
+    });
+    gpus.collect()
+}
+
+/// Names of the CDI files, each of which runtimes would read.
+pub(crate) fn cdi_files(testbed: &Testbed) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(testbed.cdi_root()).unwrap() {
+        let path = entry.unwrap().path();
+        let spec: kerf::model::cdi::Spec =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        spec.validate().unwrap();
+        names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+    }
+    names.sort();
+    names
+}

@@ -1,0 +1,10 @@
+//! The integration tests, as one program: linking it once is quicker than linking many.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod crash;
+mod given;
+mod handover;
+mod hang;
+mod layers;
+mod machine;
