@@ -106,7 +106,12 @@ impl Machine {
 
     /// The NVML calls that hang, oldest first.
     pub fn hung(&self) -> Vec<Call> {
-        self.calls.longer_than(HUNG)
+        self.slower_than(HUNG)
+    }
+
+    /// The NVML calls that have been under way for longer than this, oldest first.
+    pub(super) fn slower_than(&self, limit: Duration) -> Vec<Call> {
+        self.calls.longer_than(limit)
     }
 
     /// The call that this GPU hangs in.

@@ -34,6 +34,7 @@ use crate::{
     cluster::{Cluster, events::Events},
     model::{
         claim::{AllocationResult, ClaimRef},
+        device,
         gpu::GpuUuid,
         record::Record,
     },
@@ -43,6 +44,9 @@ use crate::{
 /// The name under which the kubelet and the scheduler know this driver: NVIDIA's, so that existing
 /// classes and claims work.
 pub const NAME: &str = "gpu.nvidia.com";
+
+/// An NVML call that takes longer is what a claim waits for.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// What the driver is given to work with.
 pub struct Parts {
@@ -177,13 +181,10 @@ impl Driver {
     /// The GPUs that these results are on, and those that the claim's record names.
     fn gpus_of(&self, results: &[AllocationResult], record: Option<&Record>) -> BTreeSet<GpuUuid> {
         let inventory = self.machine.inventory();
-        let allocated = inventory.gpus.iter().filter(|gpu| {
-            let name = format!("gpu-{}", gpu.number);
-            results.iter().any(|result| {
-                let rest = result.device.strip_prefix(&name);
-                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-            })
-        });
+        let allocated = inventory
+            .gpus
+            .iter()
+            .filter(|gpu| results.iter().any(|result| device::is_of(&result.device, gpu.number)));
         let recorded = record.into_iter().flat_map(|record| &record.plan.devices);
         let recorded = recorded.map(|device| device.target.gpu().clone());
         allocated.map(|gpu| gpu.uuid.clone()).chain(recorded).collect()
@@ -231,8 +232,8 @@ impl Driver {
             let gpu = inventory.gpus.iter().find(|gpu| gpu.index == index);
             gpus.is_empty() || gpu.is_some_and(|gpu| gpus.contains(&gpu.uuid))
         };
-        let hung = self.machine.hung();
-        match hung.iter().find(|call| call.gpu.is_none_or(of_claim)) {
+        let slow = self.machine.slower_than(SLOW);
+        match slow.iter().find(|call| call.gpu.is_none_or(of_claim)) {
             Some(call) => match call.gpu {
                 Some(index) => format!("GPU {index}: {call}"),
                 None => call.to_string(),

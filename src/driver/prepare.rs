@@ -13,7 +13,7 @@ use crate::{
     model::{
         cdi::{self, ClaimDevice},
         claim::{Allocation, ClaimRef},
-        device::Target,
+        device::{self, Target},
         gpu::{Gpu, GpuUuid, Inventory, Placement},
         plan::{self, Origin, Plan, PlannedDevice},
         record::{self, Held, PreparedDevice, Record, State},
@@ -73,8 +73,8 @@ impl Driver {
         let inventory = self.machine.inventory();
         for gpu in gpus.iter().filter_map(|uuid| inventory.gpu(uuid)) {
             let Some(call) = self.machine.hung_on(gpu.index) else { continue };
-            let on_gpu = |name: &str| name.starts_with(&format!("gpu-{}", gpu.number));
-            let device = allocation.results.iter().find(|result| on_gpu(&result.device));
+            let mut results = allocation.results.iter();
+            let device = results.find(|result| device::is_of(&result.device, gpu.number));
             return Err(Error::Device {
                 device: device.map(|result| result.device.clone()).unwrap_or_default(),
                 reason: format!("GPU {}: {call}; drain the node and reset the GPU", gpu.index),

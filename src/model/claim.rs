@@ -65,19 +65,10 @@ impl AllocationResult {
     }
 }
 
-/// Why a claim is not to be prepared here, whatever the node's devices are.
+/// Why a claim is not to be prepared here, whatever the node's devices are. Whoever is told knows which
+/// claim was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("claim `{claim}`: {problem}")]
-pub struct Error {
-    /// Namespace and name.
-    pub claim: String,
-    /// What is wrong.
-    pub problem: Problem,
-}
-
-/// What is wrong with a claim.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
+pub enum Error {
     /// An object that the API server cannot have sent.
     #[error("has no `metadata.{0}`")]
     Nameless(&'static str),
@@ -121,19 +112,11 @@ impl Allocation {
     /// Results and configuration of other drivers are ignored. A claim that is being deleted while
     /// pods have it reserved is read: they may need it again after a restart of the kubelet.
     pub fn of(claim: &ResourceClaim, driver: &str, pool: &str) -> Result<Self, Error> {
-        Self::read(claim, driver, pool).map_err(|problem| {
-            let part = |part: &Option<String>| part.clone().unwrap_or_default();
-            let ObjectMeta { namespace, name, .. } = &claim.metadata;
-            Error { claim: format!("{}/{}", part(namespace), part(name)), problem }
-        })
-    }
-
-    fn read(claim: &ResourceClaim, driver: &str, pool: &str) -> Result<Self, Problem> {
-        let status = claim.status.as_ref().ok_or(Problem::NotAllocated)?;
-        let allocation = status.allocation.as_ref().ok_or(Problem::NotAllocated)?;
+        let status = claim.status.as_ref().ok_or(Error::NotAllocated)?;
+        let allocation = status.allocation.as_ref().ok_or(Error::NotAllocated)?;
         let unused = status.reserved_for.as_ref().is_none_or(Vec::is_empty);
         if claim.metadata.deletion_timestamp.is_some() && unused {
-            return Err(Problem::Deleted);
+            return Err(Error::Deleted);
         }
         let none = DeviceAllocationResult::default();
         let devices = allocation.devices.as_ref().unwrap_or(&none);
@@ -150,8 +133,8 @@ impl Allocation {
 }
 
 impl ClaimRef {
-    fn of(metadata: &ObjectMeta) -> Result<Self, Problem> {
-        let named = |field: &Option<String>, name| field.clone().ok_or(Problem::Nameless(name));
+    fn of(metadata: &ObjectMeta) -> Result<Self, Error> {
+        let named = |field: &Option<String>, name| field.clone().ok_or(Error::Nameless(name));
         Ok(Self {
             namespace: named(&metadata.namespace, "namespace")?,
             name: named(&metadata.name, "name")?,
@@ -161,10 +144,10 @@ impl ClaimRef {
 }
 
 impl AllocationResult {
-    fn of(result: &DeviceRequestAllocationResult, own: &str) -> Result<Self, Problem> {
+    fn of(result: &DeviceRequestAllocationResult, own: &str) -> Result<Self, Error> {
         let (device, pool) = (result.device.clone(), result.pool.clone());
         if pool != own {
-            return Err(Problem::Pool { device, pool, own: own.to_owned() });
+            return Err(Error::Pool { device, pool, own: own.to_owned() });
         }
         Ok(Self {
             request: result.request.clone(),
@@ -189,7 +172,7 @@ fn pods(status: &ResourceClaimStatus) -> Vec<String> {
 fn configurations(
     devices: &DeviceAllocationResult,
     driver: &str,
-) -> Result<Vec<Configuration>, Problem> {
+) -> Result<Vec<Configuration>, Error> {
     let (mut of_class, mut of_claim) = (Vec::new(), Vec::new());
     for configuration in devices.config.iter().flatten() {
         let Some(opaque) = &configuration.opaque else { continue };
@@ -199,11 +182,11 @@ fn configurations(
         let (list, whose) = match configuration.source.as_str() {
             "FromClass" => (&mut of_class, " of the device class"),
             "FromClaim" => (&mut of_claim, ""),
-            other => return Err(Problem::Source(other.to_owned())),
+            other => return Err(Error::Source(other.to_owned())),
         };
         let config = Config::parse(&opaque.parameters.0).map_err(|error| {
             let requests = requests(configuration);
-            Problem::Config { whose, requests, error: Box::new(error) }
+            Error::Config { whose, requests, error: Box::new(error) }
         })?;
         let requests = configuration.requests.clone().unwrap_or_default();
         list.push(Configuration { requests, config });

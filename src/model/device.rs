@@ -62,6 +62,12 @@ impl<'g> Device<'g> {
     }
 }
 
+/// Whether a device of this name is the GPU with this number, or a part of it.
+pub fn is_of(name: &str, number: u32) -> bool {
+    let rest = name.strip_prefix(&format!("gpu-{number}"));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
 /// A profile's name as part of a DNS label: lower case, dots left out, all else a dash.
 fn profile_label(name: &str) -> String {
     let kept = name.chars().filter(|&c| c != '.').map(|c| match c.to_ascii_lowercase() {

@@ -12,8 +12,8 @@ pub use self::refusal::{Extent, Instance, Reason, Refusal};
 use crate::model::{
     claim::{Allocation, AllocationResult, ClaimRef},
     config,
-    device::{Device, Part, Target},
-    gpu::{Gpu, GpuUuid, Inventory, Unreadable},
+    device::{self, Device, Target},
+    gpu::{GpuUuid, Inventory, Unreadable},
     record::Held,
 };
 
@@ -70,7 +70,6 @@ pub fn plan(
     for result in &allocation.results {
         add(&mut devices, inventory, held, allocation, result).map_err(|reason| {
             Box::new(Refusal {
-                claim: allocation.claim.clone(),
                 device: result.device.clone(),
                 request: result.request.clone(),
                 reason: Box::new(reason),
@@ -147,7 +146,7 @@ impl PlannedDevice {
 
 /// The device with this name.
 fn find<'i>(inventory: &'i Inventory, name: &str) -> Result<Device<'i>, Reason> {
-    let Some(gpu) = inventory.gpus.iter().find(|gpu| is_of(name, gpu)) else {
+    let Some(gpu) = inventory.gpus.iter().find(|gpu| device::is_of(name, gpu.number)) else {
         return Err(match inventory.unreadable.as_slice() {
             [] => Reason::Gone,
             some => Reason::Unreadable { unreadable: reasons(some) },
@@ -155,12 +154,6 @@ fn find<'i>(inventory: &'i Inventory, name: &str) -> Result<Device<'i>, Reason> 
     };
     let device = Device::all(gpu).find(|device| device.name() == name);
     device.ok_or(Reason::NotOffered { gpu: gpu.index })
-}
-
-/// Whether a device name is of this GPU.
-fn is_of(name: &str, gpu: &Gpu) -> bool {
-    let whole = Device { gpu, part: Part::Whole }.name();
-    name.strip_prefix(&whole).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
 /// The GPUs that do not answer. Which of them had the device is not known: they have no number.

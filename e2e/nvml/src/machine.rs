@@ -275,7 +275,8 @@ impl Machine {
             let instance = instance_start.map(within).transpose()?;
             state.processes.push(Process { pid, name: name.to_owned(), instance });
             Ok(())
-        })
+        })?;
+        procfs::add_process(&self.hardware, pid, name)
     }
 
     /// Ends a process, on whichever GPUs it ran.
@@ -286,7 +287,7 @@ impl Machine {
                 Ok(())
             })?;
         }
-        Ok(())
+        procfs::remove_process(&self.hardware, pid)
     }
 
     /// Reports an XID, with the ids of GPU and compute instance as far as they are known.

@@ -13,8 +13,6 @@ use crate::model::{
 /// A device of a claim that cannot be prepared, decided before anything was changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Whose device.
-    pub claim: ClaimRef,
     /// The device's name.
     pub device: String,
     /// The request that it was chosen for.
@@ -27,12 +25,12 @@ impl std::error::Error for Refusal {}
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { claim, device, request, reason } = self;
+        let Self { device, request, reason } = self;
         match **reason {
             Reason::Config(unfit) => {
-                write!(f, "claim `{claim}`: opaque configuration for request `{request}`: {unfit}")
+                write!(f, "opaque configuration for request `{request}`: {unfit}")
             }
-            _ => write!(f, "prepare `{claim}`: device `{device}`: {reason}"),
+            _ => write!(f, "device `{device}`: {reason}"),
         }
     }
 }

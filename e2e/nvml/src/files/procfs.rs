@@ -1,6 +1,10 @@
 //! procfs: what the kernel says of itself, and what the driver adds while it is loaded.
 
-use std::{fs, io, io::ErrorKind::NotFound, path::Path};
+use std::{
+    fs, io,
+    io::ErrorKind::NotFound,
+    path::{Path, PathBuf},
+};
 
 use super::{capabilities, put, unless};
 use crate::hardware::{Facts, Hardware};
@@ -17,6 +21,7 @@ pub(crate) fn lay_out(hardware: &Hardware) -> io::Result<()> {
     put(&proc.join("sys/kernel/random/boot_id"), 0o644, format!("{}\n", driver.boot_id))?;
     put(&proc.join("sys/kernel/osrelease"), 0o644, "6.8.0-60-generic\n")?;
     put(&proc.join("devices"), 0o644, devices(driver.loaded))?;
+    remove_processes(&proc)?;
     unless(NotFound, fs::remove_dir_all(proc.join("driver/nvidia")))?;
     unless(NotFound, fs::remove_dir_all(proc.join("driver/nvidia-caps")))?;
     if !driver.loaded {
@@ -29,6 +34,31 @@ pub(crate) fn lay_out(hardware: &Hardware) -> io::Result<()> {
         information(&nvidia, &gpu.facts)?;
     }
     capabilities::lay_out(hardware)
+}
+
+/// A process that runs.
+pub(crate) fn add_process(hardware: &Hardware, pid: u32, name: &str) -> io::Result<()> {
+    put(&directory(hardware, pid).join("comm"), 0o644, format!("{name}\n"))
+}
+
+/// A process that has ended.
+pub(crate) fn remove_process(hardware: &Hardware, pid: u32) -> io::Result<()> {
+    unless(NotFound, fs::remove_dir_all(directory(hardware, pid)))
+}
+
+fn directory(hardware: &Hardware, pid: u32) -> PathBuf {
+    hardware.dir.join("proc").join(pid.to_string())
+}
+
+/// Nobody uses the GPUs of a driver that is just loaded, or not.
+fn remove_processes(proc: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(proc)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().parse::<u32>().is_ok() {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn devices(driver: bool) -> String {
