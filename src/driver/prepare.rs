@@ -25,11 +25,19 @@ use crate::{
 #[derive(Clone, Default)]
 struct Cancelled(Arc<AtomicBool>);
 
-struct CancelOnDrop(Cancelled);
+/// A call that waits for its work; dropped, it has been given up.
+struct Waiting<'c> {
+    claim: &'c ClaimRef,
+    cancelled: Cancelled,
+    done: bool,
+}
 
-impl Drop for CancelOnDrop {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.0.store(true, Ordering::SeqCst);
+        if !self.done {
+            self.cancelled.0.store(true, Ordering::SeqCst);
+            tracing::debug!(claim = %self.claim, "nobody waits for the call any more");
+        }
     }
 }
 
@@ -60,12 +68,14 @@ impl Driver {
         let guards = self.machine.locks.lock_gpus(&gpus).await;
 
         let cancelled = Cancelled::default();
-        let _cancel = CancelOnDrop(cancelled.clone());
-        self.off_thread(move |driver| {
+        let mut waiting = Waiting { claim, cancelled: cancelled.clone(), done: false };
+        let answer = self.off_thread(move |driver| {
             let _held = (work, turn, guards);
             driver.prepare_locked(&allocation, &gpus, &cancelled)
-        })
-        .await
+        });
+        let answer = answer.await;
+        waiting.done = true;
+        answer
     }
 
     /// A GPU that hangs is not waited for.
