@@ -226,7 +226,10 @@ impl Ready {
     async fn rescan(&self, driver: &Arc<Driver>) {
         loop {
             let missing = matches!(&*self.machine.watch().borrow(), Library::Missing(_));
-            sleep(if missing { LOOK_FOR_DRIVER } else { RESCAN }).await;
+            tokio::select! {
+                () = sleep(if missing { LOOK_FOR_DRIVER } else { RESCAN }) => {}
+                () = self.machine.suspected(), if !missing => {}
+            }
             self.look(driver, &self.store).await;
             let found = matches!(&*self.machine.watch().borrow(), Library::Loaded(_));
             if missing && found {

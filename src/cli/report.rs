@@ -98,10 +98,10 @@ impl Reporter {
         if let Library::Missing(reason) = &*self.machine.watch().borrow() {
             reasons.push(format!("no NVIDIA driver: {reason}"));
         }
-        reasons.extend(self.machine.hung().iter().map(|call| match call.gpu {
-            Some(index) => format!("GPU {index}: {call}"),
-            None => call.to_string(),
-        }));
+        let of_node = self.machine.hung().into_iter().filter(|call| call.gpu.is_none());
+        reasons.extend(of_node.map(|call| call.to_string()));
+        let gpus = self.not_served().into_iter();
+        reasons.extend(gpus.map(|gpu| format!("GPU {}: {}", gpu.index, gpu.reason)));
         reasons
     }
 

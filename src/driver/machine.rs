@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::{Notify, watch},
+    task::spawn_blocking,
+    time::timeout,
+};
 
 use super::locks::{Guard, Locks};
 use crate::{
@@ -48,6 +52,7 @@ pub struct Machine {
     files: RwLock<Option<Arc<HostFiles>>>,
     numbers: RwLock<BTreeMap<GpuUuid, u32>>,
     state: watch::Sender<Library>,
+    suspicion: Notify,
     pub(super) locks: Locks,
 }
 
@@ -72,6 +77,7 @@ impl Machine {
             files: RwLock::default(),
             numbers: RwLock::default(),
             state: watch::Sender::new(Library::Missing("not looked for yet".to_owned())),
+            suspicion: Notify::new(),
             locks: Locks::default(),
         }
     }
@@ -114,9 +120,28 @@ impl Machine {
         self.calls.longer_than(limit)
     }
 
-    /// The call that this GPU hangs in.
-    pub fn hung_on(&self, index: u32) -> Option<Call> {
-        self.hung().into_iter().find(|call| call.gpu == Some(index))
+    /// NVML's index of a GPU, whether or not it answers now.
+    pub(super) fn index(&self, uuid: &GpuUuid) -> Option<u32> {
+        let inventory = self.inventory();
+        let silent = inventory.unreadable.iter().find(|gpu| gpu.uuid.as_ref() == Some(uuid));
+        inventory.gpu(uuid).map(|gpu| gpu.index).or_else(|| Some(silent?.index))
+    }
+
+    /// A GPU's index and the call that it hangs in.
+    pub(super) fn hung_on(&self, uuid: &GpuUuid) -> Option<(u32, Call)> {
+        let index = self.index(uuid)?;
+        let call = self.hung().into_iter().find(|call| call.gpu == Some(index))?;
+        Some((index, call))
+    }
+
+    /// Says that something failed which may be news of the hardware.
+    pub(super) fn suspect(&self) {
+        self.suspicion.notify_one();
+    }
+
+    /// Returns when something has failed that makes another look worth while.
+    pub async fn suspected(&self) {
+        self.suspicion.notified().await;
     }
 
     /// The library.
@@ -202,9 +227,10 @@ impl Machine {
                 Ok(Reading::Read(gpu)) => inventory.gpus.push(*gpu),
                 Ok(Reading::Failed(unreadable)) => inventory.unreadable.push(unreadable),
                 Ok(Reading::Busy) => {
-                    inventory
-                        .gpus
-                        .extend(known.gpus.iter().find(|gpu| gpu.index == index).cloned());
+                    let gpu = known.gpus.iter().find(|gpu| gpu.index == index);
+                    let silent = known.unreadable.iter().find(|gpu| gpu.index == index);
+                    inventory.gpus.extend(gpu.cloned());
+                    inventory.unreadable.extend(silent.cloned());
                 }
                 Err(panic) => inventory.unreadable.push(Unreadable {
                     index,
@@ -225,7 +251,7 @@ impl Machine {
             Reading::Failed(Unreadable { index, uuid: known.clone(), reason, lost: false })
         };
         // Asked again, a GPU that hangs would take one thread each time.
-        if self.calls.longer_than(READING).iter().any(|call| call.gpu == Some(index)) {
+        if self.hung().iter().any(|call| call.gpu == Some(index)) {
             return failed(self.slow(index));
         }
         let guard = match &known {

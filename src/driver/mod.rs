@@ -180,14 +180,14 @@ impl Driver {
 
     /// The GPUs that these results are on, and those that the claim's record names.
     fn gpus_of(&self, results: &[AllocationResult], record: Option<&Record>) -> BTreeSet<GpuUuid> {
-        let inventory = self.machine.inventory();
-        let allocated = inventory
-            .gpus
-            .iter()
-            .filter(|gpu| results.iter().any(|result| device::is_of(&result.device, gpu.number)));
+        let numbers = self.machine.numbers().into_iter();
+        // By the numbers, which GPUs keep that do not answer.
+        let allocated = numbers.filter(|(_, number)| {
+            results.iter().any(|result| device::is_of(&result.device, *number))
+        });
         let recorded = record.into_iter().flat_map(|record| &record.plan.devices);
         let recorded = recorded.map(|device| device.target.gpu().clone());
-        allocated.map(|gpu| gpu.uuid.clone()).chain(recorded).collect()
+        allocated.map(|(gpu, _)| gpu).chain(recorded).collect()
     }
 
     /// Locks the GPUs' files, which agents that were thought dead may still hold.
@@ -213,10 +213,11 @@ impl Driver {
         let driver = self.clone();
         let done = spawn_blocking(move || {
             let done = work(&driver);
-            if let Err(error) = &done
-                && error.driver_gone()
-            {
-                driver.machine.unload(&error.to_string());
+            if let Err(error) = &done {
+                if error.driver_gone() {
+                    driver.machine.unload(&error.to_string());
+                }
+                driver.machine.suspect();
             }
             done
         });
@@ -227,11 +228,8 @@ impl Driver {
     pub fn delay(&self, claim: &ClaimRef) -> String {
         let record = self.ledger.get(&claim.uid);
         let gpus = self.gpus_of(&[], record.as_ref());
-        let inventory = self.machine.inventory();
-        let of_claim = |index| {
-            let gpu = inventory.gpus.iter().find(|gpu| gpu.index == index);
-            gpus.is_empty() || gpu.is_some_and(|gpu| gpus.contains(&gpu.uuid))
-        };
+        let indices: Vec<_> = gpus.iter().filter_map(|gpu| self.machine.index(gpu)).collect();
+        let of_claim = |index| indices.is_empty() || indices.contains(&index);
         let slow = self.machine.slower_than(SLOW);
         match slow.iter().find(|call| call.gpu.is_none_or(of_claim)) {
             Some(call) => match call.gpu {

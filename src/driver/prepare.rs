@@ -80,14 +80,14 @@ impl Driver {
 
     /// A GPU that hangs is not waited for.
     fn refuse_hung(&self, gpus: &BTreeSet<GpuUuid>, allocation: &Allocation) -> Result<(), Error> {
-        let inventory = self.machine.inventory();
-        for gpu in gpus.iter().filter_map(|uuid| inventory.gpu(uuid)) {
-            let Some(call) = self.machine.hung_on(gpu.index) else { continue };
-            let mut results = allocation.results.iter();
-            let device = results.find(|result| device::is_of(&result.device, gpu.number));
+        let numbers = self.machine.numbers();
+        for uuid in gpus {
+            let Some((index, call)) = self.machine.hung_on(uuid) else { continue };
+            let on_gpu = |name: &str| numbers.get(uuid).is_some_and(|&n| device::is_of(name, n));
+            let device = allocation.results.iter().find(|result| on_gpu(&result.device));
             return Err(Error::Device {
                 device: device.map(|result| result.device.clone()).unwrap_or_default(),
-                reason: format!("GPU {}: {call}; drain the node and reset the GPU", gpu.index),
+                reason: format!("GPU {index}: {call}; drain the node and reset the GPU"),
             });
         }
         Ok(())

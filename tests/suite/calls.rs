@@ -11,7 +11,6 @@ use kerf_testbed::{
     kubelet::{ServingStatus, probe},
     node::{DRIVER, Testbed},
 };
-use tokio::time::timeout;
 
 use crate::{
     claims::{NOTHING, answer, device, prepare, unprepare},
@@ -19,22 +18,12 @@ use crate::{
 };
 
 const CREATE: &str = "nvmlDeviceCreateGpuInstanceWithPlacement";
-const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn until(what: impl Fn() -> bool) {
-    let reached = async {
-        while !what() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, reached).await.expect("it never comes so far");
-}
 
 /// Prepares, and gives the call up as soon as `reached`; its answer if it came first.
 async fn cancelled(testbed: &Testbed, claim: &ClaimRef, reached: impl Fn() -> bool) -> bool {
     tokio::select! {
         biased;
-        () = until(reached) => true,
+        () = given::until("the moment to give up", reached) => true,
         answer = prepare(testbed, claim) => {
             answer.unwrap();
             false
@@ -87,7 +76,10 @@ async fn what_was_not_begun_is_dropped_with_its_call() {
     hang_at(&testbed, 1);
     assert!(cancelled(&testbed, &claim, || testbed.machine.calls().unwrap() >= 1).await);
     let agent = testbed.agent.as_ref().unwrap();
-    until(|| agent.tail().contains("nobody waits for the call any more")).await;
+    given::until("the call is given up", || {
+        agent.tail().contains("nobody waits for the call any more")
+    })
+    .await;
     testbed.machine.clear_faults().unwrap();
     // The next turn on this GPU: the cancelled work has ended by then.
     prepare(&testbed, &other).await.unwrap();
@@ -106,7 +98,7 @@ async fn cancelled_while_the_api_server_is_asked_nothing_is_begun_and_nobody_wai
     testbed.api.inject(apiserver::Fault::hang().on("GET", path).always());
     let asked = || testbed.api.requests().iter().any(|request| request.path.contains(path));
     let waiting = async {
-        until(asked).await;
+        given::until("the claim is asked for", asked).await;
         // No lock is held meanwhile: another claim for the same GPU has its turn.
         prepare(&testbed, &quick).await.unwrap();
     };
@@ -133,7 +125,7 @@ async fn cancelled_while_waiting_for_a_turn_a_call_leaves_it_to_the_next() {
     let under_way = prepare(&testbed, &first);
     tokio::pin!(under_way);
     tokio::select! {
-        () = until(|| !given::records(&testbed).is_empty()) => {}
+        () = given::until("work is begun", || !given::records(&testbed).is_empty()) => {}
         answer = &mut under_way => panic!("{answer:?}"),
     }
     for waits in [&first, &second] {
@@ -184,7 +176,7 @@ async fn eight_gpus_are_cut_side_by_side_and_probes_are_answered_meanwhile() {
     let call = testbed.kubelet.call(DRIVER).within(Duration::from_secs(8));
     let health = format!("127.0.0.1:{}", options.healthcheck_port).parse().unwrap();
     let (mut answers, healthy) = tokio::join!(call.prepare(&claims), async {
-        until(|| given::records(&testbed).len() == 8).await;
+        given::until("all are begun", || given::records(&testbed).len() == 8).await;
         probe(health, "").await
     });
     assert_eq!(healthy, Ok(ServingStatus::Serving));

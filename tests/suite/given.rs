@@ -1,4 +1,10 @@
-//! What tests start from: nodes, and claims that were allocated.
+//! What tests start from and look at: nodes, claims that were allocated, and what is there of them.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kerf::model::{
@@ -102,4 +108,26 @@ pub(crate) fn cdi_files(testbed: &Testbed) -> Vec<String> {
     }
     names.sort();
     names
+}
+
+/// Status and text of `/readyz`.
+pub(crate) fn readiness(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Waits, for as long as anything may take on a busy machine.
+pub(crate) async fn until(what: &str, reached: impl Fn() -> bool) {
+    let waiting = async {
+        while !reached() {
+            // Others want the processor too: the agent, and the tests beside this one.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("it never comes to this: {what}"));
 }

@@ -22,18 +22,9 @@ async fn newcomer(testbed: &Testbed) -> Agent {
     let options = testbed.agent_options("b").unwrap();
     let address = format!("127.0.0.1:{}", options.healthcheck_port).parse().unwrap();
     let agent = Agent::spawn(&options).unwrap();
-    let ready = async {
-        while probe(address, "liveness").await != Ok(ServingStatus::Serving) {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, agent.while_running(ready)).await.unwrap().unwrap();
-    let standing_by = async {
-        while !agent.tail().contains("standing by") {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, standing_by).await.unwrap();
+    let standing_by = given::until("standing by", || agent.tail().contains("standing by"));
+    agent.while_running(standing_by).await.unwrap();
+    assert_eq!(probe(address, "liveness").await, Ok(ServingStatus::Serving));
     assert_eq!(testbed.kubelet.state().registrations, 1, "who stands by does not register");
     agent
 }
@@ -56,9 +47,7 @@ async fn told_to_end_the_first_finishes_what_is_under_way() {
 
     let first = testbed.agent.take().unwrap();
     let (answers, end) = tokio::join!(testbed.kubelet.prepare(DRIVER, &claims), async {
-        while testbed.machine.calls().unwrap() == 0 {
-            tokio::task::yield_now().await;
-        }
+        given::until("work is under way", || testbed.machine.calls().unwrap() > 0).await;
         first.terminate().await.unwrap()
     });
     assert!(end.success(), "{end}");

@@ -1,24 +1,11 @@
 //! A GPU that hangs in NVML stops itself alone.
 
-use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
-    time::Duration,
-};
+use std::time::Duration;
 
 use kerf_nvml::{Effect, Fault, Model};
 use kerf_testbed::{agent::Agent, node::DRIVER};
-use tokio::time::timeout;
 
-use crate::given;
-
-fn readiness(address: SocketAddr) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
+use crate::{claims::prepare, given};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn seven_gpus_go_on_and_readiness_names_the_eighth_and_its_call() {
@@ -46,20 +33,18 @@ async fn seven_gpus_go_on_and_readiness_names_the_eighth_and_its_call() {
             }
         }
     }
-    let named = async {
-        loop {
-            let answer = readiness(options.http_endpoint);
-            if answer.contains(&format!("GPU 3: {create} has not answered for")) {
-                assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(Duration::from_secs(30), named).await.unwrap();
-    let refused = testbed.kubelet.prepare(DRIVER, &claims[3..4]).await;
-    let error = refused[&claims[3].uid].as_ref().unwrap_err();
-    assert!(error.contains("GPU 3") || error.contains("not done yet"), "{error}");
+    let names = format!("GPU 3: {create} has not answered for");
+    let named = || given::readiness(options.http_endpoint).contains(&names);
+    given::until("readiness names the GPU and the call", named).await;
+    let readiness = given::readiness(options.http_endpoint);
+    assert!(readiness.starts_with("HTTP/1.1 503"), "{readiness}");
+    let refused = prepare(&testbed, &claims[3]).await.unwrap_err();
+    let refused = refused.replace(|c: char| c.is_ascii_digit(), "N");
+    let expected = format!(
+        "prepare `default/cN`: device `gpu-N-mig-NgNgb-N-N`: GPU N: {create} has not answered for N s; drain the \
+         node and reset the GPU"
+    );
+    assert_eq!(refused.replace("NN", "N"), expected);
 
     testbed.machine.clear_faults().unwrap();
     let unprepared = testbed.kubelet.unprepare(DRIVER, &claims).await;

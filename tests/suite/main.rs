@@ -10,3 +10,4 @@ mod handover;
 mod hang;
 mod layers;
 mod machine;
+mod reload;

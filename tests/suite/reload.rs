@@ -1,0 +1,190 @@
+//! What ends under a running agent, and comes back: the driver, a GPU, the machine.
+
+use std::net::SocketAddr;
+
+use kerf_nvml::Model;
+use kerf_testbed::{
+    agent::Agent,
+    node::{DRIVER, Testbed},
+};
+
+use crate::{
+    claims::{NOTHING, device, prepare, unprepare},
+    given,
+};
+
+/// An agent whose readiness can be asked.
+struct Watched {
+    testbed: Testbed,
+    http: SocketAddr,
+    agent: Agent,
+}
+
+async fn watched(testbed: Testbed) -> Watched {
+    let options = testbed.agent_options("a").unwrap();
+    let agent = Agent::spawn(&options).unwrap();
+    agent.while_running(testbed.kubelet.registered(DRIVER)).await.unwrap();
+    agent.while_running(testbed.published()).await.unwrap();
+    Watched { testbed, http: options.http_endpoint, agent }
+}
+
+impl Watched {
+    /// Waits until readiness says this, all of it or in part.
+    async fn says(&self, what: &str) {
+        let said = || given::readiness(self.http).contains(what);
+        self.agent.while_running(given::until(what, said)).await.unwrap();
+    }
+
+    /// Waits until these devices of GPU 0, and no others, are published.
+    async fn publishes(&self, wanted: impl Fn(&[String]) -> bool) {
+        let published = || {
+            let slices = self.testbed.slices();
+            let devices = slices.iter().flat_map(|slice| slice.spec.devices.iter().flatten());
+            wanted(&devices.map(|device| device.name.clone()).collect::<Vec<_>>())
+        };
+        self.agent.while_running(given::until("published", published)).await.unwrap();
+    }
+}
+
+const NAMES: [&str; 2] = ["gpu-0-mig-2g20gb-14-2", "gpu-1"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_comes_late_is_waited_for_and_taken_up() {
+    let testbed = given::node(Model::H100_80, 2).start_without_agent().await.unwrap();
+    testbed.machine.unload_driver().unwrap();
+    let node = watched(testbed).await;
+    node.says("no NVIDIA driver").await;
+    assert_eq!(node.testbed.slices().len(), 1, "the driver is there, and has nothing");
+    let claim = given::claim(&node.testbed, "c", &NAMES);
+    let error = prepare(&node.testbed, &claim).await.unwrap_err();
+    assert!(error.starts_with("prepare `default/c`: the NVIDIA driver is not loaded: "), "{error}");
+    node.testbed.machine.load_driver().unwrap();
+    node.says("200 OK").await;
+    node.publishes(|devices| devices.iter().any(|device| device == "gpu-1")).await;
+    let expected = [device(&claim, &["r0"], NAMES[0]), device(&claim, &["r1"], NAMES[1])];
+    assert_eq!(prepare(&node.testbed, &claim).await.unwrap(), expected);
+    unprepare(&node.testbed, &claim).await.unwrap();
+    assert_eq!(node.testbed.leftovers().unwrap(), NOTHING);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_is_reloaded_is_read_afresh_and_claims_are_repaired() {
+    let testbed = given::node(Model::H100_80, 2).start_without_agent().await.unwrap();
+    let node = watched(testbed).await;
+    let testbed = &node.testbed;
+    let [kept, released] = [&NAMES[..], &["gpu-0-mig-1g10gb-19-6"]]
+        .map(|devices| given::claim(testbed, devices[0], devices));
+    let answer = prepare(testbed, &kept).await.unwrap();
+    prepare(testbed, &released).await.unwrap();
+
+    testbed.machine.unload_driver().unwrap();
+    node.says("no NVIDIA driver").await;
+    // What was carved is gone with the driver: nothing is left to destroy.
+    unprepare(testbed, &released).await.unwrap();
+    let error = prepare(testbed, &kept).await.unwrap_err();
+    assert!(error.contains("the NVIDIA driver is not loaded"), "{error}");
+
+    testbed.machine.load_driver().unwrap();
+    node.says("200 OK").await;
+    assert_eq!(given::cut(testbed), [[], []] as [[(u32, u32); 0]; 2]);
+    assert_eq!(prepare(testbed, &kept).await.unwrap(), answer);
+    assert_eq!(given::cut(testbed), [vec![(14, 2)], vec![]]);
+    node.publishes(|devices| devices.iter().any(|device| device == "gpu-1")).await;
+    unprepare(testbed, &kept).await.unwrap();
+    assert_eq!(testbed.leftovers().unwrap(), NOTHING);
+}
+
+/// Between two looks at it a driver can go and come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_is_reloaded_unseen_is_noticed_by_the_next_call() {
+    let testbed = given::node(Model::H100_80, 2).start().await.unwrap();
+    let claim = given::claim(&testbed, "c", &NAMES);
+    let answer = prepare(&testbed, &claim).await.unwrap();
+    for _ in 0..2 {
+        testbed.machine.unload_driver().unwrap();
+        testbed.machine.load_driver().unwrap();
+        let agent = testbed.agent.as_ref().unwrap();
+        let again = async {
+            loop {
+                if let Ok(again) = prepare(&testbed, &claim).await {
+                    return again;
+                }
+            }
+        };
+        assert_eq!(agent.while_running(again).await.unwrap(), answer);
+        assert_eq!(given::cut(&testbed), [vec![(14, 2)], vec![]]);
+    }
+    testbed.machine.unload_driver().unwrap();
+    testbed.machine.load_driver().unwrap();
+    unprepare(&testbed, &claim).await.unwrap();
+    assert_eq!(testbed.leftovers().unwrap(), NOTHING);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_is_reset_loses_its_instances_and_claims_are_repaired() {
+    let testbed = given::node(Model::H100_80, 2).start().await.unwrap();
+    let [kept, released] = [&NAMES[..], &["gpu-0-mig-1g10gb-19-6"]]
+        .map(|devices| given::claim(&testbed, devices[0], devices));
+    let answer = prepare(&testbed, &kept).await.unwrap();
+    prepare(&testbed, &released).await.unwrap();
+    testbed.machine.reset_gpu(0).unwrap();
+    unprepare(&testbed, &released).await.unwrap();
+    assert_eq!(prepare(&testbed, &kept).await.unwrap(), answer);
+    assert_eq!(given::cut(&testbed), [vec![(14, 2)], vec![]]);
+    unprepare(&testbed, &kept).await.unwrap();
+    assert_eq!(testbed.leftovers().unwrap(), NOTHING);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_falls_off_the_bus_is_withdrawn_whole_until_a_reset() {
+    let testbed = given::node(Model::H100_80, 2).start_without_agent().await.unwrap();
+    let node = watched(testbed).await;
+    let testbed = &node.testbed;
+    let claim = given::claim(testbed, "c", &["gpu-0-mig-2g20gb-14-2"]);
+    let other = given::claim(testbed, "other", &["gpu-1"]);
+    prepare(testbed, &claim).await.unwrap();
+    testbed.machine.lose_gpu(0).unwrap();
+    node.says("GPU 0").await;
+    node.publishes(|devices| devices.iter().all(|device| device.starts_with("gpu-1"))).await;
+    let sets = testbed.slices();
+    let sets = sets.iter().flat_map(|slice| slice.spec.shared_counters.iter().flatten());
+    assert_eq!(sets.map(|set| set.name.clone()).collect::<Vec<_>>(), ["gpu-1-counter-set"]);
+    prepare(testbed, &other).await.unwrap();
+
+    // The instance went with the GPU.
+    unprepare(testbed, &claim).await.unwrap();
+    testbed.machine.reset_gpu(0).unwrap();
+    node.says("200 OK").await;
+    node.publishes(|devices| devices.iter().any(|device| device == "gpu-0")).await;
+    prepare(testbed, &claim).await.unwrap();
+    for claim in [&claim, &other] {
+        unprepare(testbed, claim).await.unwrap();
+    }
+    assert_eq!(testbed.leftovers().unwrap(), NOTHING);
+}
+
+/// A record of an earlier boot holds its devices, with nothing carved, until the kubelet asks again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reboot_keeps_what_is_held_and_carves_it_when_asked() {
+    let mut testbed = given::node(Model::H100_80, 2).start().await.unwrap();
+    let [kept, released] = [&NAMES[..], &["gpu-0-mig-1g10gb-19-6"]]
+        .map(|devices| given::claim(&testbed, devices[0], devices));
+    let answer = prepare(&testbed, &kept).await.unwrap();
+    prepare(&testbed, &released).await.unwrap();
+
+    drop(testbed.agent.take());
+    testbed.machine.reboot().unwrap();
+    std::fs::remove_dir_all(testbed.cdi_root()).unwrap();
+    testbed.start_agent("b").await.unwrap();
+    assert_eq!(given::cut(&testbed), [[], []] as [[(u32, u32); 0]; 2]);
+    assert_eq!(given::cdi_files(&testbed), NOTHING);
+    let thief = given::claim(&testbed, "thief", &["gpu-0-mig-2g20gb-14-2"]);
+    let error = prepare(&testbed, &thief).await.unwrap_err();
+    assert!(error.contains("held by claim `default/gpu-0-mig-2g20gb-14-2`"), "{error}");
+
+    unprepare(&testbed, &released).await.unwrap();
+    assert_eq!(prepare(&testbed, &kept).await.unwrap(), answer);
+    assert_eq!(given::cut(&testbed), [vec![(14, 2)], vec![]]);
+    unprepare(&testbed, &kept).await.unwrap();
+    assert_eq!(testbed.leftovers().unwrap(), NOTHING);
+}
