@@ -4,6 +4,8 @@ pub mod cdi;
 pub mod claim;
 pub mod config;
 pub mod device;
+#[cfg(test)]
+mod fixtures;
 pub mod gpu;
 pub mod plan;
 pub mod pool;

@@ -1,5 +1,3 @@
-mod carving;
-mod fixtures;
 mod limits;
 mod properties;
 
@@ -8,48 +6,20 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::resource::v1;
 
 use crate::model::{
-    claim::ClaimRef,
-    device::{Device, Target},
+    fixtures::{
+        claims::Claims,
+        gpus::{A30, H100, L4, RTX_PRO_6000, Shape, carve, gpu, node},
+    },
     gpu::{GpuUuid, Inventory, Placement, Unreadable},
-    plan::Origin,
     pool::{Features, PoolInput, SliceContent, needs_reorder, slices, slices_after},
     record::Held,
 };
-use fixtures::{A30, H100, L4, Shape, carve, gpu, node};
 use limits::Server;
 
 const V1_34: Features = Features { counters: true, taints: true, separate_counter_slices: false };
 const V1_37: Features = Features { counters: true, taints: true, separate_counter_slices: true };
 const NO_COUNTERS: Features =
     Features { counters: false, taints: true, separate_counter_slices: true };
-
-/// What claims hold, with the values that [`Held`] borrows.
-#[derive(Debug, Default)]
-struct Claims(Vec<(ClaimRef, String, Target, Origin)>);
-
-impl Claims {
-    fn hold(&mut self, device: &Device, origin: Origin) {
-        let uid = self.0.len().to_string();
-        let claim = ClaimRef { namespace: "default".to_owned(), name: format!("claim-{uid}"), uid };
-        self.0.push((claim, device.name(), device.target(), origin));
-    }
-
-    /// Holds devices of a node by name, as if Kerf had made them.
-    fn of(node: &Inventory, names: &[&str]) -> Self {
-        let mut claims = Self::default();
-        for name in names {
-            let devices = node.gpus.iter().flat_map(Device::all);
-            claims.hold(&devices.into_iter().find(|d| d.name() == *name).unwrap(), Origin::Made);
-        }
-        claims
-    }
-
-    fn held(&self) -> Vec<Held<'_>> {
-        let held = self.0.iter();
-        held.map(|(claim, device, target, origin)| Held { claim, device, target, origin: *origin })
-            .collect()
-    }
-}
 
 fn pool(inventory: &Inventory, held: &[Held], features: Features) -> Vec<SliceContent> {
     slices(&PoolInput { node: "node", inventory, held, features })
@@ -232,7 +202,7 @@ fn a_node_without_a_readable_gpu_publishes_one_slice_with_nothing_in_it() {
 
 #[test]
 fn an_existing_instance_keeps_to_the_limit_of_attributes_and_capacities() {
-    let mut rtx = gpu(&fixtures::RTX_PRO_6000, 0);
+    let mut rtx = gpu(&RTX_PRO_6000, 0);
     carve(&mut rtx, 0, Placement { start: 0, size: 12 }, Shape::Filled);
     let node = node([rtx]);
     let slices = pool(&node, &[], V1_37);

@@ -6,14 +6,17 @@ use k8s_openapi::api::resource::v1;
 use proptest::{prelude::*, sample::Index};
 
 use super::{
-    Claims, V1_37,
-    carving::{Cut, Refusal, cuts, refusal, sets},
-    fixtures::{MODELS, Shape, carve, gpu, node},
+    V1_37,
     limits::{self, SERVERS},
     names, pool,
 };
 use crate::model::{
     device::{Device, Part},
+    fixtures::{
+        carving::{Cut, Refusal, cuts, refusal, sets},
+        claims::Claims,
+        gpus::{MODELS, Shape, carve, gpu, node},
+    },
     gpu::{Gpu, Inventory, Mig, Profile},
     plan::Origin,
     pool::{PoolInput, SliceContent, counters::Amounts, needs_reorder, slices_after},
