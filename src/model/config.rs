@@ -333,10 +333,15 @@ impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const LONGEST: usize = 120;
         for c in self.0.chars().take(LONGEST) {
-            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+            if breaks(c) { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
         }
         f.write_str(if self.0.chars().nth(LONGEST).is_some() { "…" } else { "" })
     }
+}
+
+/// Whether a character ends the line, or turns what follows it round.
+fn breaks(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The same in backticks.
