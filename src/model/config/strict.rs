@@ -138,11 +138,11 @@ fn of(value: &Value) -> String {
     }
 }
 
-/// The known word that a user may have meant: at most a third of its letters wrong, case aside.
+/// The known word that a user may have meant: less than a third of its letters wrong, case aside.
 fn closest(word: &str, known: &[&'static str]) -> Option<&'static str> {
     let typed = word.to_lowercase();
     let distances = known.iter().map(|&name| (distance(&typed, &name.to_lowercase()), name));
-    distances.filter(|&(wrong, name)| wrong <= name.len() / 3).min().map(|(_, name)| name)
+    distances.filter(|&(wrong, name)| wrong * 3 < name.len()).min().map(|(_, name)| name)
 }
 
 /// Levenshtein's edit distance, in characters.
@@ -217,5 +217,7 @@ mod tests {
         assert_eq!(closest("MPSCONFIG", &known), Some("mpsConfig"));
         assert_eq!(closest("timeSliceConfig", &known), Some("timeSlicingConfig"));
         assert_eq!(closest("colour", &known), None);
+        let kinds = ["GpuConfig", "MigDeviceConfig"];
+        assert_eq!(closest("MigConfig", &kinds), None, "a part in common is not enough");
     }
 }
