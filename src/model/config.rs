@@ -352,3 +352,6 @@ impl fmt::Display for Quoted<'_> {
         write!(f, "`{}`", OneLine(self.0))
     }
 }
+
+#[cfg(test)]
+mod tests;
