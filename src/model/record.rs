@@ -103,3 +103,6 @@ impl Record {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
