@@ -12,6 +12,18 @@ use crate::model::{
     record::Held,
 };
 
+/// How much of something an instance of a profile takes.
+type Amount = fn(&Profile) -> u32;
+
+/// What a GPU has a number of for all of its instances; its largest profile has all of it.
+const SHARED_OUT: [(&str, Amount); 5] = [
+    ("compute slices", |profile| profile.slices),
+    ("decoders", |profile| profile.capacity.decoders),
+    ("encoders", |profile| profile.capacity.encoders),
+    ("JPEG engines", |profile| profile.capacity.jpeg_engines),
+    ("OFA engines", |profile| profile.capacity.ofa_engines),
+];
+
 /// A GPU as a claim's next device finds it.
 pub(super) struct Site<'a> {
     pub(super) gpu: &'a Gpu,
@@ -58,9 +70,9 @@ impl Site<'_> {
             return Err(Reason::ForeignInstances { gpu, instances: labels.join(", ") });
         }
         match (mig.enabled, mig.pending) {
+            _ if mig.switches_without_reset => Ok(Origin::Found),
             (false, _) => Ok(Origin::Found),
             (true, false) => Err(Reason::Pending { gpu, pending: false }),
-            (true, true) if mig.switches_without_reset => Ok(Origin::Found),
             (true, true) => Err(Reason::NeedsReset { gpu, needed: false }),
         }
     }
@@ -78,18 +90,18 @@ impl Site<'_> {
             let what = Extent { gpu, slices: Some(other.placement) };
             return Err(Reason::ForeignInstance { what, instance: Instance::of(self.gpu, other) });
         }
-        if mig.enabled != mig.pending {
-            return Err(Reason::Pending { gpu, pending: mig.pending });
-        }
-        if !mig.enabled && !mig.switches_without_reset {
-            return Err(Reason::NeedsReset { gpu, needed: true });
+        match (mig.enabled, mig.pending) {
+            _ if mig.switches_without_reset => {}
+            (true, true) => {}
+            (false, false) => return Err(Reason::NeedsReset { gpu, needed: true }),
+            (_, pending) => return Err(Reason::Pending { gpu, pending }),
         }
         self.check_budget(mig, profile)?;
         Ok(Origin::Made)
     }
 
-    /// What memory slices do not tell: the GPU's compute slices, and how many instances of a profile
-    /// it takes.
+    /// What memory slices do not tell: how many instances of a profile the GPU takes, and how much it
+    /// has of what instances share out.
     fn check_budget(&self, mig: &Mig, profile: &Profile) -> Result<(), Reason> {
         let gpu = self.gpu.index;
         let cut = self.cut(mig);
@@ -100,12 +112,13 @@ impl Site<'_> {
             let (most, profile) = (profile.max_instances, profile.name.clone());
             return Err(Reason::Instances { gpu, most, profile, users: users.join(", ") });
         }
-        let total = mig.profiles.iter().map(|profile| profile.slices).max().unwrap_or(0);
-        let used =
-            cut.iter().filter_map(|(id, _)| mig.profile(*id)).map(|profile| profile.slices).sum();
-        let free = total.saturating_sub(used);
-        if profile.slices > free {
-            return Err(Reason::ComputeSlices { gpu, free, total, needs: profile.slices });
+        for (what, of) in SHARED_OUT {
+            let total = mig.profiles.iter().map(of).max().unwrap_or(0);
+            let used = cut.iter().filter_map(|(id, _)| mig.profile(*id)).map(of).sum();
+            let (free, needs) = (total.saturating_sub(used), of(profile));
+            if needs > free {
+                return Err(Reason::Short { gpu, what, free, total, needs });
+            }
         }
         Ok(())
     }

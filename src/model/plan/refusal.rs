@@ -138,13 +138,13 @@ pub enum Reason {
         /// The mode that the device needs.
         needed: bool,
     },
-    /// Too few compute slices are left, though the memory slices are free.
-    #[error(
-        "GPU {gpu} has {free} of {total} compute slices left and it needs {needs}; {RESCHEDULE}"
-    )]
-    ComputeSlices {
+    /// Too little is left of what a GPU's instances share out, though the memory slices are free.
+    #[error("GPU {gpu} has {free} of {total} {what} left and it needs {needs}; {RESCHEDULE}")]
+    Short {
         /// Index.
         gpu: u32,
+        /// In the plural, such as `compute slices`.
+        what: &'static str,
         /// Not used by what exists or is held.
         free: u32,
         /// The GPU's.

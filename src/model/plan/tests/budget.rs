@@ -4,9 +4,9 @@ use super::{asks, nobody, place, planned, refused};
 use crate::model::{
     fixtures::{
         claims::Claims,
-        gpus::{A30, H100, Shape, carve, gpu, node},
+        gpus::{A30, H100, RTX_PRO_6000, Shape, carve, gpu, node},
     },
-    gpu::Gpu,
+    gpu::{Gpu, Inventory},
 };
 
 const HALVES: [&str; 2] = ["gpu-0-mig-3g40gb-9-0", "gpu-0-mig-3g40gb-9-4"];
@@ -60,6 +60,22 @@ fn compute_slices_are_counted_besides_memory_slices() {
         "gpu-0-mig-2g20gb-14-4: GPU 0 has 1 of 7 compute slices left and it needs 2; delete the pod so that it is \
          scheduled again"
     );
+}
+
+/// The published counters keep a scheduler from giving these out together; the node does so too.
+#[test]
+fn engines_are_counted_besides_memory_slices() {
+    let a30 = node([gpu(&A30, 0)]);
+    let refusal = |node: &Inventory, held: &str, asked: &str, what: &str| {
+        let text =
+            format!("{asked}: GPU 0 has {what}; delete the pod so that it is scheduled again");
+        assert_eq!(refused(node, &Claims::of(node, &[held]), &[asked]), text);
+    };
+    let (held, asked) = ("gpu-0-mig-2g12gb-me-6-0", "gpu-0-mig-1g6gb-me-21-2");
+    refusal(&a30, held, asked, "0 of 1 JPEG engines left and it needs 1");
+    let rtx = node([gpu(&RTX_PRO_6000, 0)]);
+    let (held, asked) = ("gpu-0-mig-1g24gb-meall-65-0", "gpu-0-mig-1g24gb-14-3");
+    refusal(&rtx, held, asked, "0 of 4 decoders left and it needs 1");
 }
 
 /// What is carved and held counts once, and what is unknown for its memory slices alone.

@@ -14,7 +14,7 @@ use crate::model::{
     config::{Config, Configuration, Sharing},
     device::{Device, Part, Target},
     fixtures::{
-        carving::{Cut, Refusal, cuts, refusal},
+        carving::{Cut, cuts, refusal},
         claims::Claims,
         gpus::{MODELS, Shape, carve, gpu, node},
     },
@@ -198,11 +198,9 @@ fn cut<'g, 't>(gpu: &'g Gpu, claimed: impl Iterator<Item = &'t Target>) -> Vec<C
     known.collect()
 }
 
-/// Whether the GPU can be cut so. Engines are left out: counters keep them, before a claim is given
-/// its devices.
+/// Whether the GPU can be cut so.
 fn can_be_cut(gpu: &Gpu, cut: &[Cut]) -> bool {
-    let refusal = gpu.mig.as_ref().and_then(|mig| refusal(mig, cut));
-    matches!(refusal, None | Some(Refusal::MediaEngines))
+    gpu.mig.as_ref().and_then(|mig| refusal(mig, cut)).is_none()
 }
 
 proptest! {

@@ -1,6 +1,6 @@
 //! What stands in a device's way, in the words that users read.
 
-use super::{holding, nobody, place, refused, with_mode};
+use super::{asks, holding, nobody, place, planned, refused, with_mode};
 use crate::model::{
     fixtures::{
         claims::Claims,
@@ -138,12 +138,22 @@ fn a_mode_that_waits_for_a_reset() {
              `nvidia-smi -r -i 0`, or delete the pod so that it is scheduled again"
         )
     };
-    for model in [&A100_80, &H100] {
-        let off = node([with_mode(gpu(model, 0), true, false)]);
-        assert_eq!(refused(&off, &nobody(), &["gpu-0"]), text("gpu-0", "off"));
-        assert_eq!(refused(&off, &nobody(), &[SMALL]), text(SMALL, "off"));
-        let on = node([with_mode(gpu(model, 0), false, true)]);
-        assert_eq!(refused(&on, &nobody(), &[SMALL]), text(SMALL, "on"));
+    let off = node([with_mode(gpu(&A100_80, 0), true, false)]);
+    assert_eq!(refused(&off, &nobody(), &["gpu-0"]), text("gpu-0", "off"));
+    assert_eq!(refused(&off, &nobody(), &[SMALL]), text(SMALL, "off"));
+    let on = node([with_mode(gpu(&A100_80, 0), false, true)]);
+    assert_eq!(refused(&on, &nobody(), &[SMALL]), text(SMALL, "on"));
+}
+
+/// A GPU that needs no reset takes a switch that was put off when it is asked for again.
+#[test]
+fn a_mode_that_can_be_switched_now() {
+    for (enabled, pending) in [(false, false), (false, true), (true, false), (true, true)] {
+        let node = node([with_mode(gpu(&H100, 0), enabled, pending)]);
+        let whole = ["gpu-0 for gpu: Found"];
+        assert_eq!(planned(&node, &nobody(), &asks(&["gpu-0"])), whole);
+        let small = [format!("{SMALL} for gpu: Made")];
+        assert_eq!(planned(&node, &nobody(), &asks(&[SMALL])), small);
     }
 }
 
