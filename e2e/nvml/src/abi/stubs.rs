@@ -29,10 +29,12 @@ stubs! {
     nvmlDeviceGetAccountingStats_v2
     nvmlDeviceGetActiveVgpus
     nvmlDeviceGetAdaptiveClockInfoStatus
+    nvmlDeviceGetAdaptiveTgpModeInfo_v1
     nvmlDeviceGetApplicationsClock
     nvmlDeviceGetAutoBoostedClocksEnabled
     nvmlDeviceGetBAR1MemoryInfo
     nvmlDeviceGetBBXTimeData_v1
+    nvmlDeviceGetBankRemapperStatus_v1
     nvmlDeviceGetBoardId
     nvmlDeviceGetBoardPartNumber
     nvmlDeviceGetBridgeChipInfo
@@ -83,6 +85,7 @@ stubs! {
     nvmlDeviceGetGpcClkVfOffset
     nvmlDeviceGetGpuFabricInfo
     nvmlDeviceGetGpuFabricInfoV
+    nvmlDeviceGetGpuFabricInfo_v4
     nvmlDeviceGetGpuMaxPcieLinkGeneration
     nvmlDeviceGetGpuOperationMode
     nvmlDeviceGetGridLicensableFeatures
@@ -110,6 +113,7 @@ stubs! {
     nvmlDeviceGetMemoryAffinity
     nvmlDeviceGetMemoryBusWidth
     nvmlDeviceGetMemoryErrorCounter
+    nvmlDeviceGetMemoryLimits_v1
     nvmlDeviceGetMinMaxClockOfPState
     nvmlDeviceGetMinMaxFanSpeed
     nvmlDeviceGetMultiGpuBoard
@@ -120,6 +124,7 @@ stubs! {
     nvmlDeviceGetNvLinkErrorCounter
     nvmlDeviceGetNvLinkInfo
     nvmlDeviceGetNvLinkRemoteDeviceType
+    nvmlDeviceGetNvLinkTelemetrySamples_v1
     nvmlDeviceGetNvLinkUtilizationControl
     nvmlDeviceGetNvLinkUtilizationCounter
     nvmlDeviceGetNvLinkVersion
@@ -148,6 +153,7 @@ stubs! {
     nvmlDeviceGetProcessUtilization
     nvmlDeviceGetProcessesUtilizationInfo
     nvmlDeviceGetRemappedRows
+    nvmlDeviceGetRemappedRows_v2
     nvmlDeviceGetRepairStatus
     nvmlDeviceGetRetiredPages
     nvmlDeviceGetRetiredPagesPendingStatus
@@ -191,6 +197,7 @@ stubs! {
     nvmlDeviceGetViolationStatus
     nvmlDeviceModifyDrainState
     nvmlDeviceOnSameBoard
+    nvmlDevicePerfMetricsGetSamples_v1
     nvmlDevicePowerSmoothingActivatePresetProfile
     nvmlDevicePowerSmoothingSetState
     nvmlDevicePowerSmoothingUpdatePresetProfileParam
@@ -206,6 +213,7 @@ stubs! {
     nvmlDeviceResetNvLinkUtilizationCounter
     nvmlDeviceSetAPIRestriction
     nvmlDeviceSetAccountingMode
+    nvmlDeviceSetAdaptiveTgpMode_v1
     nvmlDeviceSetApplicationsClocks
     nvmlDeviceSetAutoBoostedClocksEnabled
     nvmlDeviceSetClockOffsets
@@ -215,6 +223,7 @@ stubs! {
     nvmlDeviceSetDefaultFanSpeed_v2
     nvmlDeviceSetDramEncryptionMode
     nvmlDeviceSetDriverModel
+    nvmlDeviceSetDriverModel_v2
     nvmlDeviceSetEccMode
     nvmlDeviceSetFanControlPolicy
     nvmlDeviceSetFanSpeed_v2
@@ -223,10 +232,12 @@ stubs! {
     nvmlDeviceSetGpuOperationMode
     nvmlDeviceSetHostname_v1
     nvmlDeviceSetMemClkVfOffset
+    nvmlDeviceSetMemoryLimits_v1
     nvmlDeviceSetMemoryLockedClocks
     nvmlDeviceSetNvLinkDeviceLowPowerThreshold
     nvmlDeviceSetNvLinkUtilizationControl
     nvmlDeviceSetNvlinkBwMode
+    nvmlDeviceSetNvlinkBwModeAsync_v1
     nvmlDeviceSetPowerManagementLimit
     nvmlDeviceSetPowerManagementLimit_v2
     nvmlDeviceSetPowerMizerMode_v1
@@ -244,6 +255,10 @@ stubs! {
     nvmlDeviceWorkloadPowerProfileGetProfilesInfo
     nvmlDeviceWorkloadPowerProfileSetRequestedProfiles
     nvmlDeviceWorkloadPowerProfileUpdateProfiles_v1
+    nvmlEventSetGetContextCount_v1
+    nvmlEventSetGetContextData_v1
+    nvmlEventSetGetContextInfo_v1
+    nvmlEventSetGetGpuOperationalEventContextLegacyXid_v1
     nvmlEventSetRegisterGpuOperationalEvents_v1
     nvmlEventSetWait_v3
     nvmlGetExcludedDeviceCount
@@ -270,7 +285,6 @@ stubs! {
     nvmlGpuInstanceSetVgpuHeterogeneousMode
     nvmlGpuInstanceSetVgpuSchedulerState
     nvmlGpuInstanceSetVgpuSchedulerState_v2
-    nvmlReturn
     nvmlSetVgpuVersion
     nvmlSystemEventSetCreate
     nvmlSystemEventSetFree

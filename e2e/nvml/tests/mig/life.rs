@@ -24,6 +24,30 @@ fn nothing_works_outside_of_init_and_shutdown() {
     assert_eq!(rig.by_name("nvmlEventSetWait_v3"), NOT_SUPPORTED);
 }
 
+/// A go-nvml program ends with a linker's error at the first call of a function that is not there.
+#[test]
+fn what_came_with_nvml_13_4_is_there() {
+    let rig = Rig::new(&[Model::H100_80]);
+    let names = [
+        "nvmlDeviceGetAdaptiveTgpModeInfo_v1",
+        "nvmlDeviceGetBankRemapperStatus_v1",
+        "nvmlDeviceGetGpuFabricInfo_v4",
+        "nvmlDeviceGetMemoryLimits_v1",
+        "nvmlDeviceGetNvLinkTelemetrySamples_v1",
+        "nvmlDeviceGetRemappedRows_v2",
+        "nvmlDevicePerfMetricsGetSamples_v1",
+        "nvmlDeviceSetAdaptiveTgpMode_v1",
+        "nvmlDeviceSetDriverModel_v2",
+        "nvmlDeviceSetMemoryLimits_v1",
+        "nvmlDeviceSetNvlinkBwModeAsync_v1",
+        "nvmlEventSetGetContextCount_v1",
+        "nvmlEventSetGetContextData_v1",
+        "nvmlEventSetGetContextInfo_v1",
+        "nvmlEventSetGetGpuOperationalEventContextLegacyXid_v1",
+    ];
+    assert_eq!(names.map(|name| rig.by_name(name)), [NOT_SUPPORTED; 15]);
+}
+
 #[test]
 fn a_wrong_handle_is_an_answer() {
     let rig = Rig::cut(&[Model::H100_80]);
