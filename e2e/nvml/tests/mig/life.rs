@@ -218,7 +218,8 @@ fn the_files_are_where_programs_look() {
     let link = fs::read_link(libraries.join("libnvidia-ml.so.1")).unwrap();
     assert_eq!(link.to_str(), Some("libnvidia-ml.so.580.95.05"));
     let cuda = fs::read(libraries.join("libcuda.so.580.95.05")).unwrap();
-    assert!(cuda.starts_with(b"\x7fELF") && cuda.ends_with(b"\0libcuda.so.1\0"));
+    assert!(cuda.starts_with(b"\x7fELF"));
+    assert!(cuda.windows(14).any(|bytes| bytes == b"\0libcuda.so.1\0"));
     if let Ok(node) = fs::symlink_metadata(machine.dev_root().join("nvidia0")) {
         assert!(node.file_type().is_char_device());
     }
