@@ -64,7 +64,10 @@ fn remove_processes(proc: &Path) -> io::Result<()> {
 fn devices(driver: bool) -> String {
     let mut text = "Character devices:\n  1 mem\n  5 /dev/tty\n 10 misc\n".to_owned();
     if driver {
-        text += &format!("{NVIDIA} nvidia\n{NVIDIA} nvidiactl\n226 drm\n");
+        for name in ["nvidia", "nvidia-modeset", "nvidiactl"] {
+            text += &format!("{NVIDIA} {name}\n");
+        }
+        text += "226 drm\n";
         text += &format!("{NVIDIA_UVM} nvidia-uvm\n{NVIDIA_CAPS} nvidia-caps\n");
     }
     text + "\nBlock devices:\n259 blkext\n"

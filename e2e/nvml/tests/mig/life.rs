@@ -214,6 +214,13 @@ fn the_files_are_where_programs_look() {
     let place = sys.join(&devices[1]).canonicalize().unwrap();
     assert!(place.ends_with("devices/pci0000:14/0000:14:01.0/0000:15:00.0"), "{place:?}");
 
+    let devices = fs::read_to_string(machine.proc_root().join("devices")).unwrap();
+    let named = devices.lines().filter(|line| line.contains("nvidia"));
+    assert_eq!(
+        named.collect::<Vec<_>>(),
+        ["195 nvidia", "195 nvidia-modeset", "195 nvidiactl", "510 nvidia-uvm", "511 nvidia-caps"]
+    );
+
     let libraries = machine.driver_root().join("usr/lib/x86_64-linux-gnu");
     let link = fs::read_link(libraries.join("libnvidia-ml.so.1")).unwrap();
     assert_eq!(link.to_str(), Some("libnvidia-ml.so.580.95.05"));
