@@ -22,7 +22,8 @@ pub struct MachineArgs {
     /// Root of the NVIDIA driver's files, as the host sees it.
     #[arg(long, env = "NVIDIA_DRIVER_ROOT", default_value = "/")]
     pub nvidia_driver_root: PathBuf,
-    /// Where device nodes are looked for; the driver root's `dev` folder, or `/dev`, if not given.
+    /// Directory whose `dev` folder has the device nodes; the driver root if it has such a folder, else
+    /// `/`, if not given.
     #[arg(long, env = "DEV_ROOT")]
     pub dev_root: Option<PathBuf>,
     /// procfs.

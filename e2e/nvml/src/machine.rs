@@ -122,9 +122,9 @@ impl Machine {
         self.dir().join("sys")
     }
 
-    /// What stands in for `/dev`; it has nodes only if root made it.
+    /// The root below which `dev` stands in for `/dev`; it has nodes only if root made it.
     pub fn dev_root(&self) -> PathBuf {
-        self.driver_root().join("dev")
+        self.driver_root()
     }
 
     /// Switches the machine off and on: what is cut and who ran is gone, with MIG mode on Hopper and

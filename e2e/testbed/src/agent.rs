@@ -47,7 +47,7 @@ pub struct AgentOptions {
     pub proc_root: PathBuf,
     /// Instead of `/sys`.
     pub sys_root: PathBuf,
-    /// Instead of `/dev`.
+    /// Instead of `/`, for what is in `/dev`.
     pub dev_root: PathBuf,
     /// Where records go, if not where the agent puts them by itself.
     pub state_dir: Option<PathBuf>,
@@ -292,7 +292,7 @@ mod tests {
             nvidia_driver_root: Some("/h".into()),
             proc_root: "/proc".into(),
             sys_root: "/sys".into(),
-            dev_root: "/dev".into(),
+            dev_root: "/v".into(),
             state_dir: None,
             pod_uid: "uid".into(),
             healthcheck_port: 1,
@@ -325,7 +325,7 @@ mod tests {
         let ended = agent.while_running(std::future::pending::<()>()).await.unwrap_err();
         let expected = "the agent ended with exit status: 3:\nnone node --node-name node-a --kubeconfig /k \
             --kubelet-registrar-directory-path /r --kubelet-plugins-directory-path /p --cdi-root /c --nvml-library /n \
-            --driver-root /d --proc-root /proc --sys-root /sys --dev-root /dev --pod-uid uid --healthcheck-port 1 \
+            --driver-root /d --proc-root /proc --sys-root /sys --dev-root /v --pod-uid uid --healthcheck-port 1 \
             --http-endpoint 127.0.0.1:2 --nvidia-driver-root /h --more\nbad\n";
         assert_eq!(ended.to_string(), expected);
         assert!(agent.pid().is_err());

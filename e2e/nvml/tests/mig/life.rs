@@ -227,7 +227,7 @@ fn the_files_are_where_programs_look() {
     let cuda = fs::read(libraries.join("libcuda.so.580.95.05")).unwrap();
     assert!(cuda.starts_with(b"\x7fELF"));
     assert!(cuda.windows(14).any(|bytes| bytes == b"\0libcuda.so.1\0"));
-    if let Ok(node) = fs::symlink_metadata(machine.dev_root().join("nvidia0")) {
+    if let Ok(node) = fs::symlink_metadata(machine.dev_root().join("dev/nvidia0")) {
         assert!(node.file_type().is_char_device());
     }
 }

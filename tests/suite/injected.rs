@@ -1,0 +1,64 @@
+//! What a container gets on a node that has all that a driver leaves: the device nodes that the agent
+//! writes down for the runtime.
+
+use kerf::model::{
+    cdi::{NodeEdit, Spec},
+    claim::ClaimRef,
+};
+use kerf_nvml::Model;
+use kerf_testbed::node::{DRIVER, Testbed};
+
+use crate::given;
+
+/// The driver's nodes, then those of the claim's device: path, number and mode, and the path on the host
+/// below the driver's root.
+fn nodes(testbed: &Testbed, claim: &ClaimRef) -> Vec<String> {
+    let file = format!("k8s.gpu.nvidia.com-claim_{}.json", claim.uid);
+    let file = std::fs::read(testbed.cdi_root().join(file)).unwrap();
+    let spec: Spec = serde_json::from_slice(&file).unwrap();
+    let root = testbed.machine.driver_root();
+    let devices = spec.devices.iter().map(|device| &device.container_edits);
+    let edits = std::iter::once(&spec.container_edits).chain(devices);
+    let line = |node: &NodeEdit| {
+        let [major, minor, mode] = [node.major, node.minor, node.file_mode].map(Option::unwrap);
+        let host = node.host_path.as_ref().map_or("nowhere", |path| {
+            path.strip_prefix(root.to_str().unwrap()).expect("in the driver's root")
+        });
+        format!("{} {major}:{minor} {mode:o} <- {host}", node.path)
+    };
+    edits.flat_map(|edits| &edits.device_nodes).map(line).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_those_of_the_driver_and_of_the_device() {
+    let testbed = given::node(Model::H100_80, 2).start().await.unwrap();
+    if !testbed.machine.driver_root().join("dev/nvidia0").exists() {
+        return; // Only root makes device nodes.
+    }
+    let claims = [("whole", "gpu-0"), ("cut", "gpu-1-mig-2g20gb-14-2")];
+    let claims = claims.map(|(name, device)| given::claim(&testbed, name, &[device]));
+    for claim in &claims {
+        let answers = testbed.kubelet.prepare(DRIVER, std::slice::from_ref(claim)).await;
+        answers[&claim.uid].as_ref().unwrap();
+    }
+    let driver = [
+        "/dev/nvidia-modeset 195:254 666 <- /dev/nvidia-modeset",
+        "/dev/nvidia-uvm 510:0 666 <- /dev/nvidia-uvm",
+        "/dev/nvidia-uvm-tools 510:1 666 <- /dev/nvidia-uvm-tools",
+        "/dev/nvidiactl 195:255 666 <- /dev/nvidiactl",
+    ];
+    let whole = [
+        "/dev/nvidia0 195:0 666 <- /dev/nvidia0",
+        "/dev/dri/card1 226:1 660 <- /dev/dri/card1",
+        "/dev/dri/renderD128 226:128 666 <- /dev/dri/renderD128",
+    ];
+    let cut = [
+        "/dev/nvidia1 195:1 666 <- /dev/nvidia1",
+        "/dev/dri/card2 226:2 660 <- /dev/dri/card2",
+        "/dev/dri/renderD129 226:129 666 <- /dev/dri/renderD129",
+        "/dev/nvidia-caps/nvidia-cap174 511:174 444 <- nowhere",
+        "/dev/nvidia-caps/nvidia-cap175 511:175 444 <- nowhere",
+    ];
+    assert_eq!(nodes(&testbed, &claims[0]), [&driver[..], &whole].concat());
+    assert_eq!(nodes(&testbed, &claims[1]), [&driver[..], &cut].concat());
+}
