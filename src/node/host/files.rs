@@ -36,6 +36,9 @@ const PROGRAMS: [&str; 8] = [
 
 const SOCKETS: [&str; 2] = ["nvidia-persistenced/socket", "nvidia-fabricmanager/socket"];
 
+/// How firmware's names begin: that of the GPU's system processor, and since R615 that of others.
+const FIRMWARE: [&str; 2] = ["gsp", "ucodes"];
+
 /// Libraries of the graphics stack that have versions of their own.
 const GRAPHICS_LIBRARIES: [&str; 5] = [
     "libnvidia-egl-gbm",
@@ -302,7 +305,8 @@ impl<'r> Discovery<'r> {
             let dir = dir.join("nvidia").join(self.version);
             let mut any = false;
             for name in self.root.names(&dir)? {
-                if name.starts_with("gsp") && name.ends_with(".bin") {
+                let ours = FIRMWARE.iter().any(|kind| name.starts_with(kind));
+                if ours && name.ends_with(".bin") {
                     let path = dir.join(name);
                     any |= self.file(&path, &path)?.is_some();
                 }

@@ -212,6 +212,20 @@ fn firmware_comes_from_the_first_place_that_has_it() {
 }
 
 #[test]
+fn firmware_is_for_the_system_processor_and_since_r615_for_others() {
+    let machine = Machine::with_driver();
+    let dir = format!("/lib/firmware/nvidia/{VERSION}");
+    for name in ["gsp_ga10x.bin", "gsp.txt", "other.bin", "ucodes_ga10x.bin", "ucodes"] {
+        machine.write(&format!("root{dir}/{name}"), "");
+    }
+    let found = machine.files().files.into_iter().map(|file| file.container_path);
+    assert_eq!(
+        found.filter(|path| path.starts_with("/lib/firmware")).collect::<Vec<_>>(),
+        ["gsp_ga10x.bin", "ucodes_ga10x.bin"].map(|name| format!("{dir}/{name}"))
+    );
+}
+
+#[test]
 fn configuration_appears_where_containers_look_for_it() {
     let machine = Machine::with_driver();
     machine.write("root/vulkan/icd.d/nvidia_icd.json", "");
