@@ -206,12 +206,12 @@ impl Ready {
 
     fn publish(&self, driver: &Arc<Driver>, settings: PublishSettings, events: Events) {
         let (desired, wanted) = watch::channel(None);
-        let (tell_features, features) = watch::channel(None);
+        let (tell_server, features) = watch::channel(None);
         let (kick, kicks) = watch::channel(0);
         let published = self.reporter.published(features.clone());
         tokio::spawn(driver.clone().describe_pool(features, desired));
         let cluster = self.cluster.clone();
-        let publish = publish(cluster, settings, wanted, kicks, published, tell_features, events);
+        let publish = publish(cluster, settings, wanted, kicks, published, tell_server, events);
         tokio::spawn(publish);
         // The kubelet's start wipes our slices, and then it registers us.
         let mut registration = self.reporter.registered().subscribe();

@@ -9,17 +9,14 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::{
-    cluster,
+    cluster::{self, publish::Server},
     driver::{
         Driver,
         machine::{Library, Machine},
     },
     kubelet::Registration,
-    model::{
-        pool::Features,
-        status::{
-            AgentState, AgentStatus, ClaimStatus, KubeletStatus, NotServed, Published, Status,
-        },
+    model::status::{
+        AgentState, AgentStatus, ClaimStatus, KubeletStatus, NotServed, Published, Status,
     },
 };
 
@@ -43,7 +40,7 @@ pub(super) struct Reporter {
     phase: Arc<Mutex<Phase>>,
     registration: watch::Sender<Registration>,
     published: watch::Sender<cluster::publish::Published>,
-    features: Arc<Mutex<Option<watch::Receiver<Option<Features>>>>>,
+    server: Arc<Mutex<Option<watch::Receiver<Option<Server>>>>>,
 }
 
 impl Reporter {
@@ -55,7 +52,7 @@ impl Reporter {
             phase: Arc::new(Mutex::new(Phase::Starting)),
             registration: watch::Sender::default(),
             published: watch::Sender::default(),
-            features: Arc::default(),
+            server: Arc::default(),
         }
     }
 
@@ -71,9 +68,9 @@ impl Reporter {
     /// Where the publisher's progress goes.
     pub(super) fn published(
         &self,
-        features: watch::Receiver<Option<Features>>,
+        server: watch::Receiver<Option<Server>>,
     ) -> watch::Sender<cluster::publish::Published> {
-        *self.features.lock().unwrap_or_else(PoisonError::into_inner) = Some(features);
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
         self.published.clone()
     }
 
@@ -148,8 +145,8 @@ impl Reporter {
 
     fn publishing(&self) -> Published {
         let published = self.published.borrow();
-        let features = self.features.lock().unwrap_or_else(PoisonError::into_inner);
-        let features = features.as_ref().and_then(|features| *features.borrow());
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        let features = server.as_ref().and_then(|server| Some(server.borrow().as_ref()?.features));
         let named = features.map(|features| {
             let named = [("counters", features.counters), ("taints", features.taints)];
             named.into_iter().filter(|(_, kept)| *kept).map(|(name, _)| name.to_owned()).collect()

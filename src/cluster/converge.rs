@@ -17,7 +17,7 @@ use crate::{
         check::check,
         content::{Likeness, compare, differences, spec},
         slices::Slices,
-        sync::{Sync, Write, base_name, sync},
+        sync::{Sync, Write, base_name, found, sync},
         watch::Known,
     },
     model::pool::SliceContent,
@@ -71,6 +71,12 @@ impl Converger {
     /// What the server did not keep since this was last asked, a line for each slice.
     pub(super) fn complaints(&mut self) -> Vec<String> {
         std::mem::take(&mut self.complaints)
+    }
+
+    /// The slices on the server, in the order of their indexes.
+    pub(super) async fn found(&self) -> Result<Vec<SliceContent>, Error> {
+        let list = self.slices.list().await?;
+        Ok(found(list.items, &self.settings.node))
     }
 
     /// Writes what differs from `content`, and nothing if nothing does. Between two writes of a slice's

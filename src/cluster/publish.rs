@@ -37,6 +37,15 @@ pub struct Desired {
     pub content: Vec<SliceContent>,
 }
 
+/// What the API server keeps, and what it had when this was first asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Server {
+    /// Optional fields.
+    pub features: Features,
+    /// Slices of an agent before this one, by index: their order is worth keeping.
+    pub found: Vec<SliceContent>,
+}
+
 /// How far publishing is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
@@ -83,7 +92,7 @@ impl Pace {
 /// this ends.
 ///
 /// Asks the server for its [`Features`] first and after each time it was away, and puts them into
-/// `features`, for which the caller makes `desired`. A change of `kicks` says that the kubelet has
+/// `server`, for which the caller makes `desired`. A change of `kicks` says that the kubelet has
 /// registered the driver since, and may have deleted slices. `state` follows; what needs a person's
 /// attention goes to `events` as well.
 pub async fn publish(
@@ -92,7 +101,7 @@ pub async fn publish(
     desired: watch::Receiver<Option<Arc<Desired>>>,
     kicks: watch::Receiver<u64>,
     state: watch::Sender<Published>,
-    features: watch::Sender<Option<Features>>,
+    server: watch::Sender<Option<Server>>,
     events: Events,
 ) {
     let publisher = Publisher {
@@ -103,7 +112,7 @@ pub async fn publish(
         desired,
         kicks,
         state,
-        features,
+        server,
         events,
         due: None,
         delays: Pace::STANDARD.backoff().build(),
@@ -122,7 +131,7 @@ struct Publisher {
     desired: watch::Receiver<Option<Arc<Desired>>>,
     kicks: watch::Receiver<u64>,
     state: watch::Sender<Published>,
-    features: watch::Sender<Option<Features>>,
+    server: watch::Sender<Option<Server>>,
     events: Events,
     /// When to look at the slices next.
     due: Option<Instant>,
@@ -252,7 +261,7 @@ impl Publisher {
             self.ask_features().await?;
         }
         let Some(desired) = self.latest() else { return Ok(()) };
-        if self.features.borrow().as_ref() != Some(&desired.features) {
+        if self.server.borrow().as_ref().map(|server| server.features) != Some(desired.features) {
             // The wish for the new features is on its way.
             return Ok(());
         }
@@ -278,13 +287,18 @@ impl Publisher {
 
     async fn ask_features(&mut self) -> Result<(), Error> {
         self.ask = true;
-        let found = features(&self.cluster, &self.settings).await?;
+        let features = features(&self.cluster, &self.settings).await?;
+        let found = self.server.borrow().as_ref().map(|server| server.found.clone());
+        let found = match found {
+            Some(found) => found,
+            None => self.converger.found().await?,
+        };
         self.ask = false;
-        self.features.send_if_modified(|known| {
-            let news = known.as_ref() != Some(&found);
+        self.server.send_if_modified(|known| {
+            let news = known.as_ref().map(|known| known.features) != Some(features);
             if news {
-                tracing::info!(features = ?found, "the API server's optional ResourceSlice fields");
-                *known = Some(found);
+                tracing::info!(?features, "the API server's optional ResourceSlice fields");
+                *known = Some(Server { features, found });
             }
             news
         });

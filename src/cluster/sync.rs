@@ -87,6 +87,17 @@ pub(super) fn sync<'e>(
     Sync { pool, writes, waiting }
 }
 
+/// What the slices of a pool hold, by index, as far as there is no gap.
+pub(super) fn found(existing: Vec<ResourceSlice>, pool: &str) -> Vec<SliceContent> {
+    let (matched, _) = assign(&existing, existing.len(), pool);
+    let there = matched.into_iter().map_while(|slice| slice);
+    let content = there.map(|slice| SliceContent {
+        devices: slice.spec.devices.clone().unwrap_or_default(),
+        shared_counters: slice.spec.shared_counters.clone().unwrap_or_default(),
+    });
+    content.collect()
+}
+
 /// For each of `count` indexes the slice whose name carries it, and the slices that are left over.
 ///
 /// Of two for one index the younger generation wins. A slice of an older generation, left by a change

@@ -15,7 +15,7 @@ use crate::{
         claim::{Allocation, ClaimRef},
         device::{self, Target},
         gpu::{Gpu, GpuUuid, Inventory, Placement},
-        plan::{self, Origin, Plan, PlannedDevice},
+        plan::{self, Origin, Plan, PlannedDevice, Reason, Refusal},
         record::{self, Held, PreparedDevice, Record, State},
     },
     node::nvml::{self, Nvml},
@@ -398,13 +398,9 @@ fn still_there(
     let Some(gpu) = inventory.gpu(planned.target.gpu()) else {
         return Err(failed(planned, format!("{} does not answer", planned.target.gpu())));
     };
-    let Target::Mig { profile, placement, profile_name, .. } = &planned.target else {
-        return Ok(Some(gpu.uuid.0.clone()));
+    let Target::Mig { profile, placement, .. } = &planned.target else {
+        return whole_still_there(gpu, planned);
     };
-    let mig = gpu.mig.as_ref();
-    let occupied = mig.and_then(|mig| {
-        mig.instances.iter().find(|instance| instance.placement.overlaps(*placement))
-    });
     match (planned.origin, live(gpu, *profile, *placement)) {
         // What an administrator made again is the same device with a new UUID.
         (Origin::Found | Origin::Observed, live) => Ok(live.map(|live| live.uuid)),
@@ -413,16 +409,33 @@ fn still_there(
         {
             Ok(Some(live.uuid))
         }
-        (Origin::Made, None) if occupied.is_none() || prepared.uuid.is_none() => Ok(None),
-        (Origin::Made, _) => Err(failed(
-            planned,
-            format!(
-                "GPU {} has a MIG instance that Kerf did not make where this claim's {profile_name} \
-                 was (at {}); delete it with `nvidia-smi mig -i {} -dci && nvidia-smi mig -i {} -dgi`",
-                gpu.index, placement.start, gpu.index, gpu.index
-            ),
-        )),
+        // Half of one, at its place, is left by a repair that was killed.
+        (Origin::Made, None) if prepared.uuid.is_none() => Ok(None),
+        (Origin::Made, _) => match plan::foreign_at(gpu, *placement) {
+            Some(reason) => Err(refused(planned, reason)),
+            None => Ok(None),
+        },
     }
+}
+
+/// A whole GPU that somebody has cut since is not the one that was prepared.
+fn whole_still_there(gpu: &Gpu, planned: &PlannedDevice) -> Result<Option<String>, Error> {
+    let held = planned.origin != Origin::Observed;
+    match &gpu.mig {
+        Some(mig) if held && mig.enabled => match plan::foreign_on(gpu) {
+            Some(reason) => Err(refused(planned, reason)),
+            None => Ok(None),
+        },
+        _ => Ok(Some(gpu.uuid.0.clone())),
+    }
+}
+
+fn refused(planned: &PlannedDevice, reason: Reason) -> Error {
+    Error::Refusal(Box::new(Refusal {
+        device: planned.device.clone(),
+        request: planned.requests.first().cloned().unwrap_or_default(),
+        reason: Box::new(reason),
+    }))
 }
 
 fn live(gpu: &Gpu, profile: u32, placement: Placement) -> Option<Live> {

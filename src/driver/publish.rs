@@ -6,10 +6,10 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{Driver, machine::Library};
 use crate::{
-    cluster::publish::Desired,
+    cluster::publish::{Desired, Server},
     model::{
         gpu::Inventory,
-        pool::{self, Features, PoolInput},
+        pool::{self, Features, PoolInput, SliceContent},
         record::Held,
     },
 };
@@ -22,21 +22,22 @@ impl Driver {
     /// were looked for.
     pub async fn describe_pool(
         self: Arc<Self>,
-        mut features: watch::Receiver<Option<Features>>,
+        mut server: watch::Receiver<Option<Server>>,
         desired: watch::Sender<Option<Arc<Desired>>>,
     ) {
         let mut machine = self.machine.watch();
         let mut ledger = self.ledger_changes();
         loop {
-            let known = *features.borrow_and_update();
+            let known = server.borrow_and_update().clone();
             ledger.mark_unchanged();
             let inventory = match &*machine.borrow_and_update() {
                 Library::Loaded(inventory) => inventory.clone(),
                 Library::Missing(_) => Arc::default(),
             };
-            if let Some(features) = known {
+            if let Some(server) = known {
                 let before = desired.borrow().clone();
-                let now = self.pool(&inventory, features, before.as_deref());
+                let before = before.as_deref().map_or(&server.found, |before| &before.content);
+                let now = self.pool(&inventory, server.features, before);
                 desired.send_if_modified(|desired| {
                     let same = desired.as_deref() == Some(&now);
                     if !same {
@@ -46,7 +47,7 @@ impl Driver {
                 });
             }
             let changed = tokio::select! {
-                changed = features.changed() => changed,
+                changed = server.changed() => changed,
                 changed = machine.changed() => changed,
                 changed = ledger.changed() => changed,
                 () = desired.closed() => return,
@@ -58,14 +59,10 @@ impl Driver {
         }
     }
 
-    fn pool(&self, inventory: &Inventory, features: Features, before: Option<&Desired>) -> Desired {
+    fn pool(&self, inventory: &Inventory, features: Features, before: &[SliceContent]) -> Desired {
         let records = self.records();
         let held: Vec<Held<'_>> = records.iter().flat_map(|record| record.held()).collect();
         let input = PoolInput { node: &self.node, inventory, held: &held, features };
-        let content = match before {
-            Some(before) => pool::slices_after(&before.content, &input),
-            None => pool::slices(&input),
-        };
-        Desired { features, content }
+        Desired { features, content: pool::slices_after(before, &input) }
     }
 }

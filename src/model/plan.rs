@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use self::check::Site;
+pub use self::check::{foreign_at, foreign_on};
 pub use self::refusal::{Extent, Instance, Reason, Refusal};
 use crate::model::{
     claim::{Allocation, AllocationResult, ClaimRef},

@@ -3,6 +3,7 @@
 
 mod again;
 mod given_back;
+mod injected;
 mod kinds;
 mod refused;
 
@@ -69,10 +70,12 @@ pub(crate) fn read_spec(path: &Path) -> cdi::Spec {
     spec
 }
 
-/// Paths of the nodes that a device of the claim brings, besides those that every container gets.
+/// Paths of the nodes that a device of the claim brings, besides those that every container gets and
+/// those of DRM, which only root's machine has.
 pub(crate) fn nodes(spec: &cdi::Spec, device: &str) -> Vec<String> {
     let found = spec.devices.iter().find(|found| found.name.ends_with(device)).unwrap();
-    found.container_edits.device_nodes.iter().map(|node| node.path.clone()).collect()
+    let paths = found.container_edits.device_nodes.iter().map(|node| node.path.clone());
+    paths.filter(|path| !path.starts_with("/dev/dri")).collect()
 }
 
 /// An allocation result for this request.

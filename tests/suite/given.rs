@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
     time::Duration,
 };
 
@@ -10,6 +11,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use kerf::model::{
     claim::ClaimRef,
     record::{Record, State},
+    status::Status,
 };
 use kerf_nvml::node::{Model, NodeDescription};
 use kerf_testbed::node::{Builder, DRIVER, Testbed};
@@ -117,6 +119,14 @@ pub(crate) fn readiness(address: SocketAddr) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
+}
+
+/// What the acting agent says of itself.
+pub(crate) fn status(testbed: &Testbed) -> Option<Status> {
+    let mut text = Vec::new();
+    let socket = testbed.state_dir().join("agent.sock");
+    UnixStream::connect(socket).ok()?.read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 /// Waits, for as long as anything may take on a busy machine.

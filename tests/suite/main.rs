@@ -8,7 +8,7 @@ mod crash;
 mod given;
 mod handover;
 mod hang;
-mod injected;
 mod layers;
 mod machine;
+mod publishing;
 mod reload;

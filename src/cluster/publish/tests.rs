@@ -20,7 +20,7 @@ struct Bench {
     desired: watch::Sender<Option<Arc<Desired>>>,
     kicks: watch::Sender<u64>,
     state: watch::Receiver<Published>,
-    features: watch::Receiver<Option<Features>>,
+    known: watch::Receiver<Option<Server>>,
     task: JoinHandle<()>,
 }
 
@@ -38,7 +38,7 @@ impl Bench {
         let (desired, desired_here) = watch::channel(None);
         let (kicks, kicks_here) = watch::channel(0);
         let (state_there, state) = watch::channel(Published::default());
-        let (features_there, features) = watch::channel(None);
+        let (known_there, known) = watch::channel(None);
         let publisher = Publisher {
             converger: Converger::new(cluster.clone(), settings()),
             events: Events::start(cluster.clone(), settings()),
@@ -48,7 +48,7 @@ impl Bench {
             desired: desired_here,
             kicks: kicks_here,
             state: state_there,
-            features: features_there,
+            server: known_there,
             due: None,
             delays: pace.backoff().build(),
             ask: true,
@@ -56,7 +56,7 @@ impl Bench {
             failed: None,
         };
         let task = tokio::spawn(publisher.keep());
-        Self { server, desired, kicks, state, features, task }
+        Self { server, desired, kicks, state, known, task }
     }
 
     /// A publisher whose watch has begun and that knows the server's features.
@@ -66,6 +66,7 @@ impl Bench {
             bench.server.expect("GET /apis/resource.k8s.io/v1/resourceslices?&watch=true").await;
         let watch = watch.watch();
         bench.answer_probe().await;
+        bench.list(1, &[]).await;
         (bench, watch)
     }
 
@@ -420,8 +421,9 @@ async fn fields_that_the_server_drops_are_reported_once_and_asked_for_again() {
             call.refuse(403, "Forbidden", "no events for you");
         }
     }
-    let found = bench.features.wait_for(|found| *found != Some(features_of(true))).await;
-    assert_eq!(*found.unwrap(), Some(features_of(false)));
+    let asked = |known: &Option<Server>| known.as_ref().unwrap().features != features_of(true);
+    let known = bench.known.wait_for(asked).await.unwrap().clone();
+    assert_eq!(known, Some(Server { features: features_of(false), found: Vec::new() }));
     // What was wished for the old features is not written any more.
     bench.kicks.send_replace(1);
     bench.desired.send_replace(Some(Arc::new(Desired {
@@ -430,6 +432,17 @@ async fn fields_that_the_server_drops_are_reported_once_and_asked_for_again() {
     })));
     bench.list(2, &[dropped]).await;
     assert!(bench.server.is_idle());
+}
+
+#[tokio::test]
+async fn what_was_there_before_the_first_wish_is_told() {
+    let mut bench = Bench::start(PATIENT);
+    let watch = bench.server.expect("watch=true").await;
+    let _watch = watch.watch();
+    bench.answer_probe().await;
+    bench.list(1, &stored_two()).await;
+    let known = bench.known.wait_for(Option::is_some).await.unwrap().clone();
+    assert_eq!(known, Some(Server { features: features_of(true), found: two() }));
 }
 
 #[tokio::test]
@@ -470,7 +483,8 @@ async fn after_the_server_was_away_its_features_are_asked_for_again() {
     bench.answer_probe().await;
     bench.list(20, &stored_two()).await;
     assert_eq!(bench.until(|state| state.error.is_none()).await, fine(1));
-    assert_eq!(*bench.features.borrow(), Some(features_of(true)));
+    let known = Server { features: features_of(true), found: Vec::new() };
+    assert_eq!(*bench.known.borrow(), Some(known));
 }
 
 #[tokio::test]

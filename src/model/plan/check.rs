@@ -62,12 +62,8 @@ impl Site<'_> {
 
     fn whole(&self, mig: &Mig) -> Result<Origin, Reason> {
         let gpu = self.gpu.index;
-        if !mig.instances.is_empty() {
-            let places: BTreeSet<_> =
-                mig.instances.iter().map(|i| (i.placement, i.profile)).collect();
-            let labels: Vec<_> =
-                places.into_iter().map(|(place, id)| label(self.gpu, id, place)).collect();
-            return Err(Reason::ForeignInstances { gpu, instances: labels.join(", ") });
+        if let Some(reason) = foreign_on(self.gpu) {
+            return Err(reason);
         }
         match (mig.enabled, mig.pending) {
             _ if mig.switches_without_reset => Ok(Origin::Found),
@@ -85,10 +81,8 @@ impl Site<'_> {
                 None => Err(Reason::Unfilled { gpu, instance: Instance::of(self.gpu, instance) }),
             };
         }
-        if let Some(other) = mig.instances.iter().find(|other| other.placement.overlaps(placement))
-        {
-            let what = Extent { gpu, slices: Some(other.placement) };
-            return Err(Reason::ForeignInstance { what, instance: Instance::of(self.gpu, other) });
+        if let Some(reason) = foreign_at(self.gpu, placement) {
+            return Err(reason);
         }
         match (mig.enabled, mig.pending) {
             _ if mig.switches_without_reset => {}
@@ -134,4 +128,20 @@ impl Site<'_> {
         });
         mig.instances.iter().map(|is| (is.profile, is.placement)).chain(claimed).collect()
     }
+}
+
+/// Why a GPU cannot be had as a whole: the instances on it, which no claim holds.
+pub fn foreign_on(gpu: &Gpu) -> Option<Reason> {
+    let mig = gpu.mig.as_ref().filter(|mig| !mig.instances.is_empty())?;
+    let places: BTreeSet<_> = mig.instances.iter().map(|i| (i.placement, i.profile)).collect();
+    let labels: Vec<_> = places.into_iter().map(|(place, id)| label(gpu, id, place)).collect();
+    Some(Reason::ForeignInstances { gpu: gpu.index, instances: labels.join(", ") })
+}
+
+/// Why nothing can be carved at a place: an instance there, which no claim holds.
+pub fn foreign_at(gpu: &Gpu, placement: Placement) -> Option<Reason> {
+    let mut instances = gpu.mig.iter().flat_map(|mig| &mig.instances);
+    let other = instances.find(|other| other.placement.overlaps(placement))?;
+    let what = Extent { gpu: gpu.index, slices: Some(other.placement) };
+    Some(Reason::ForeignInstance { what, instance: Instance::of(gpu, other) })
 }

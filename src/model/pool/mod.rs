@@ -60,16 +60,20 @@ pub fn slices(input: &PoolInput) -> Vec<SliceContent> {
     slices_of(&shares, &order::ranks(&shares, input.held), input)
 }
 
-/// The slices to publish after `current`, which is what was last wanted: the order of a slice that
-/// holds the same as before is changed only where [`needs_reorder`] says so, because each change is
-/// a write.
+/// The slices to publish after `current`, which is what was last wanted or published: the order of a
+/// slice with the same devices as before is changed only where [`needs_reorder`] says so, because each
+/// change is a write.
 pub fn slices_after(current: &[SliceContent], input: &PoolInput) -> Vec<SliceContent> {
     let shares = share::all(input);
     let ranks = order::ranks(&shares, input.held);
     let mut slices = slices_of(&shares, &ranks, input);
     for (slice, current) in slices.iter_mut().zip(current) {
-        if slice.holds_the_same(current) && !order::next_is_not_best(current, &ranks) {
-            slice.devices.clone_from(&current.devices);
+        let turns = turns(current);
+        if turns.len() == slice.devices.len()
+            && slice.devices.iter().all(|device| turns.contains_key(device.name.as_str()))
+            && !order::next_is_not_best(current, &ranks)
+        {
+            slice.devices.sort_by_key(|device| turns.get(device.name.as_str()));
         }
     }
     slices
@@ -94,14 +98,10 @@ fn slices_of(
     slices
 }
 
-impl SliceContent {
-    /// Whether only the order of devices may differ.
-    fn holds_the_same(&self, other: &Self) -> bool {
-        fn by_name(slice: &SliceContent) -> BTreeMap<&str, &v1::Device> {
-            slice.devices.iter().map(|device| (device.name.as_str(), device)).collect()
-        }
-        self.shared_counters == other.shared_counters && by_name(self) == by_name(other)
-    }
+/// The place of each device in its slice, by name.
+fn turns(slice: &SliceContent) -> BTreeMap<&str, usize> {
+    let named = slice.devices.iter().enumerate();
+    named.map(|(turn, device)| (device.name.as_str(), turn)).collect()
 }
 
 #[cfg(test)]

@@ -79,9 +79,36 @@ async fn leaves_alone_what_somebody_else_made_in_its_place() {
     testbed.machine.destroy_instance(0, 2).unwrap();
     testbed.machine.create_instance(0, 14, 2, true).unwrap();
     let theirs = uuids(&testbed);
-    prepare(&testbed, &claim).await.unwrap_err();
+    assert_eq!(
+        prepare(&testbed, &claim).await.unwrap_err(),
+        "prepare `default/c`: device `gpu-0-mig-2g20gb-14-2`: memory slices 2-3 of GPU 0 are used by a MIG instance \
+         that Kerf did not make (2g.20gb at 2); delete it with `nvidia-smi mig -i 0 -gi 4 -dci && nvidia-smi mig -i 0 \
+         -gi 4 -dgi`, or delete the pod so that it is scheduled again"
+    );
     unprepare(&testbed, &claim).await.unwrap();
     assert_eq!(uuids(&testbed), theirs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_gpu_that_was_put_into_mig_mode_is_whole_again_or_says_why_not() {
+    let testbed = given::node(Model::H100_80, 1).start().await.unwrap();
+    let claim = given::claim(&testbed, "c", &["gpu-0"]);
+    let first = prepare(&testbed, &claim).await.unwrap();
+    testbed.machine.set_mig_mode(0, true).unwrap();
+    assert_eq!(prepare(&testbed, &claim).await.unwrap(), first);
+    assert_eq!(testbed.machine.snapshot().unwrap().gpus[0].mig, Some((false, false)));
+
+    testbed.machine.set_mig_mode(0, true).unwrap();
+    testbed.machine.create_instance(0, 9, 4, true).unwrap();
+    assert_eq!(
+        prepare(&testbed, &claim).await.unwrap_err(),
+        "prepare `default/c`: device `gpu-0`: GPU 0 has MIG instances that Kerf did not make (3g.40gb at 4); delete \
+         them with `nvidia-smi mig -i 0 -dci && nvidia-smi mig -i 0 -dgi`, or claim a MIG device"
+    );
+    testbed.machine.destroy_instance(0, 4).unwrap();
+    assert_eq!(prepare(&testbed, &claim).await.unwrap(), first);
+    unprepare(&testbed, &claim).await.unwrap();
+    assert_eq!(testbed.leftovers().unwrap(), NOTHING);
 }
 
 /// A step that fails is undone in the same call, and what is half done with it.
