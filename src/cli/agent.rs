@@ -131,7 +131,7 @@ impl Ready {
         told: impl Future<Output = ()> + Clone + Send + 'static,
     ) -> anyhow::Result<()> {
         let socket = self.state_dir.join("agent.sock");
-        let listener = status::bind(&socket)
+        let (listener, socket_file) = status::bind(&socket)
             .with_context(|| format!("cannot bind the status socket `{}`", socket.display()))?;
         let reporter = self.reporter.clone();
         tokio::spawn(status::serve(listener, Arc::new(move || reporter.status())));
@@ -170,11 +170,12 @@ impl Ready {
         tokio::select! {
             served = doors.serve(driver.clone(), registered, end) => served?,
             () = self.rescan(&driver) => {}
-            () = lost => anyhow::bail!("another agent has taken over: this one was thought dead"),
+            () = lost => {
+                socket_file.leave();
+                anyhow::bail!("another agent has taken over: this one was thought dead");
+            }
         }
-        // Still the holder of the lock: a successor binds its own after that.
-        std::fs::remove_file(&socket)
-            .with_context(|| format!("cannot remove `{}`", socket.display()))
+        Ok(())
     }
 
     fn driver(&self, args: &Args, lock: AgentLock, events: &Events) -> anyhow::Result<Driver> {

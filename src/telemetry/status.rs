@@ -1,6 +1,10 @@
 //! The agent's own socket: whoever connects gets one JSON document, and the end.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tokio::{
     io::AsyncWriteExt,
@@ -12,16 +16,36 @@ use crate::model::status::Status;
 /// The state to give out, made anew for each who asks.
 pub type Report = Arc<dyn Fn() -> Status + Send + Sync>;
 
-/// Binds the socket in the place of one that an earlier agent left. The caller is the acting agent.
+/// The socket's file, which goes with this.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "status socket not removed");
+        }
+    }
+}
+
+impl SocketFile {
+    /// Leaves the path to a successor, whose socket is there now.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+}
+
+/// Binds the socket in the place of one that an earlier agent left. The caller is the acting agent, and
+/// lets go of the file before it stops being that.
 ///
 /// # Errors
 /// A directory that is not there, or a path too long for a socket.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
+pub fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    UnixListener::bind(path)
+    Ok((UnixListener::bind(path)?, SocketFile(path.to_owned())))
 }
 
 /// Answers until dropped.

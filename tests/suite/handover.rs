@@ -101,6 +101,7 @@ async fn a_corpse_that_keeps_the_lock_is_replaced_and_ends_when_it_comes_back() 
     first.cont().unwrap();
     let end = timeout(PATIENCE, first.wait()).await.unwrap().unwrap();
     assert!(!end.success(), "an agent that was replaced says that it failed");
+    assert!(given::status(&testbed).is_some(), "it leaves its successor's socket alone");
     testbed.kubelet.unprepare(DRIVER, &claims).await[&claims[0].uid].as_ref().unwrap();
     assert_eq!(testbed.leftovers().unwrap(), Vec::<String>::new());
     drop(second);

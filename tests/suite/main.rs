@@ -5,6 +5,7 @@
 mod calls;
 mod claims;
 mod crash;
+mod doors;
 mod given;
 mod handover;
 mod hang;
