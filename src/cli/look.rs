@@ -67,7 +67,8 @@ pub(super) fn kept(machine: &MachineArgs) -> Kept {
 /// No driver, or one that does not even say how many GPUs there are.
 pub(super) fn inventory(machine: &MachineArgs) -> anyhow::Result<Inventory> {
     let calls = Calls::default();
-    let nvml = Nvml::load(machine.nvml_library.as_deref(), calls.clone()).context(
+    let library = machine.nvml_library.clone().or_else(|| machine.host().library());
+    let nvml = Nvml::load(library.as_deref(), calls.clone()).context(
         "cannot ask the NVIDIA driver; load it, or name its library with `--nvml-library`",
     )?;
     let nvml = Arc::new(nvml);

@@ -4,6 +4,7 @@
 
 mod calls;
 mod claims;
+mod commands;
 mod crash;
 mod doors;
 mod given;

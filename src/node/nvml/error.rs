@@ -4,7 +4,7 @@ use nvml_wrapper::error::NvmlError;
 
 /// A failed NVML call.
 #[derive(Debug, thiserror::Error)]
-#[error("{function}{}: {answer}", on(*gpu))]
+#[error("{function}{}: {}", on(*gpu), words(answer))]
 pub struct Error {
     /// NVML function.
     pub function: &'static str,
@@ -16,6 +16,14 @@ pub struct Error {
 
 fn on(gpu: Option<u32>) -> String {
     gpu.map(|index| format!(" on GPU {index}")).unwrap_or_default()
+}
+
+/// NVML's answer, in NVIDIA's own word where users will look for that.
+fn words(answer: &NvmlError) -> String {
+    match answer {
+        NvmlError::GpuLost => "GPU is lost".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 impl Error {

@@ -27,7 +27,10 @@ impl Nvml {
         self.read(index, &mut uuid).map_err(|error| Unreadable {
             index,
             uuid,
-            reason: error.to_string(),
+            reason: match error.lost() {
+                true => format!("{error}; reset it with `nvidia-smi -r -i {index}`"),
+                false => error.to_string(),
+            },
             lost: error.lost(),
         })
     }
