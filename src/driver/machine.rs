@@ -149,11 +149,14 @@ impl Machine {
     /// # Errors
     /// Why there is none.
     pub(super) fn nvml(&self) -> Result<Arc<Nvml>, Missing> {
-        let loaded = self.nvml.read().unwrap_or_else(PoisonError::into_inner).clone();
-        loaded.ok_or_else(|| match &*self.state.borrow() {
-            Library::Missing(reason) => Missing(reason.clone()),
-            Library::Loaded(_) => Missing("it is being loaded".to_owned()),
-        })
+        match &*self.state.borrow() {
+            Library::Missing(reason) => Err(Missing(reason.clone())),
+            // Loaded, but not yet read, it would seem to have no GPUs.
+            Library::Loaded(_) => {
+                let loaded = self.nvml.read().unwrap_or_else(PoisonError::into_inner).clone();
+                loaded.ok_or_else(|| Missing("it is being loaded".to_owned()))
+            }
+        }
     }
 
     /// The driver's files, looked for once a load.

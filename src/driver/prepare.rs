@@ -154,7 +154,11 @@ impl Driver {
             .zip(devices)
             .map(|(planned, device)| still_there(&inventory, planned, device))
             .collect::<Result<_, _>>()?;
-        let complete = found.iter().zip(devices).all(|(found, device)| *found == device.uuid);
+        let planned = record.plan.devices.iter();
+        // A record without UUID is one of a repair that was begun and not ended.
+        let complete = planned.zip(found.iter().zip(devices)).all(|(planned, (found, device))| {
+            *found == device.uuid && (found.is_some() || planned.origin == Origin::Observed)
+        });
         if complete && self.ledger.store().has_spec(&record.plan.claim.uid)? {
             return Ok(answers(&record.plan, devices));
         }
@@ -403,6 +407,7 @@ fn still_there(
     };
     match (planned.origin, live(gpu, *profile, *placement)) {
         // What an administrator made again is the same device with a new UUID.
+        (Origin::Found, None) => Err(gone(planned)),
         (Origin::Found | Origin::Observed, live) => Ok(live.map(|live| live.uuid)),
         (Origin::Made, Some(live))
             if prepared.uuid.as_ref().is_none_or(|uuid| *uuid == live.uuid) =>

@@ -13,4 +13,5 @@ mod hang;
 mod layers;
 mod machine;
 mod publishing;
+mod random;
 mod reload;
