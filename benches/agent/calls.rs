@@ -74,6 +74,6 @@ pub(crate) async fn side_by_side(table: &mut Table) -> anyhow::Result<()> {
     let ratio = all.as_secs_f64() / one.as_secs_f64();
     let (one, all) = (milliseconds(one), milliseconds(all));
     let more = format!(" ({all:.1} ms to {one:.1} ms)");
-    table.figure("prepare 8 MIG to 1, 300 ms a creation", ratio, "", &more, SIDE_BY_SIDE);
+    table.figure("prepare 8 MIG to 1, 300 ms a creation", ratio, "", &more, Some(SIDE_BY_SIDE));
     Ok(())
 }

@@ -19,13 +19,14 @@ use crate::{
 /// Bytes in what is printed as MB.
 const MB: f64 = 1e6;
 
-/// How long an agent is left alone before its memory is read.
-const IDLE: Duration = Duration::from_secs(4);
+/// How long an agent is left alone before its memory is read: longer than between two looks at the GPUs,
+/// after which it gives back what is free.
+const IDLE: Duration = Duration::from_secs(12);
 
 /// The agent's program, stripped.
 pub(crate) fn binary(table: &mut Table) -> anyhow::Result<()> {
     let size = std::fs::metadata(env!("CARGO_BIN_EXE_kerf"))?.len();
-    table.figure("stripped binary", megabytes(size), " MB", "", 12.0);
+    table.figure("stripped binary", megabytes(size), " MB", "", Some(12.0));
     Ok(())
 }
 
@@ -48,10 +49,27 @@ pub(crate) async fn start(table: &mut Table) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// From the kubelet's wipe at its start to a whole pool.
+pub(crate) async fn wiped(table: &mut Table) -> anyhow::Result<()> {
+    let testbed = node().start().await?;
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let before = testbed.kubelet.state().wipes.len();
+        testbed.kubelet.restart().await?;
+        testbed.kubelet.wait_for(|state| state.wipes.len() > before).await;
+        let begin = Instant::now();
+        testbed.published().await;
+        times.push(begin.elapsed());
+    }
+    let times = Times::new(times);
+    table.time("kubelet's wipe to all slices", times.median(), " median of 5", Some(2000.0));
+    Ok(())
+}
+
 /// Resident memory of an agent that has nothing to do.
 pub(crate) async fn memory(table: &mut Table) -> anyhow::Result<()> {
     let testbed = node().start().await?;
-    resident(table, &testbed, "idle agent").await?;
+    resident(table, &testbed, "idle agent", Some(15.0)).await?;
     for device in [whole(0), mig(1, 0)] {
         let claims = [claim(&testbed, &device)?];
         for _ in 0..50 {
@@ -59,17 +77,22 @@ pub(crate) async fn memory(table: &mut Table) -> anyhow::Result<()> {
             unprepare(&testbed, &claims).await?;
         }
     }
-    resident(table, &testbed, "idle agent after 100 claims").await
+    resident(table, &testbed, "idle agent after 100 claims", None).await
 }
 
-async fn resident(table: &mut Table, testbed: &Testbed, what: &str) -> anyhow::Result<()> {
+async fn resident(
+    table: &mut Table,
+    testbed: &Testbed,
+    what: &str,
+    most: Option<f64>,
+) -> anyhow::Result<()> {
     sleep(IDLE).await;
     let agent = testbed.agent.as_ref().context("no agent")?;
     let status = format!("/proc/{}/status", agent.pid()?.as_raw_nonzero());
     let status = std::fs::read_to_string(status)?;
     let of = |name| kilobytes(&status, name).map(|kilobytes| megabytes(kilobytes * 1024));
     let more = format!(" ({:.1} own, {:.1} of files)", of("RssAnon:")?, of("RssFile:")?);
-    table.figure(&format!("resident memory, {what}"), of("VmRSS:")?, " MB", &more, 15.0);
+    table.figure(&format!("resident memory, {what}"), of("VmRSS:")?, " MB", &more, most);
     Ok(())
 }
 

@@ -24,6 +24,7 @@ async fn measure(table: &mut Table) -> anyhow::Result<()> {
     table.head();
     life::binary(table)?;
     life::start(table).await?;
+    life::wiped(table).await?;
     life::memory(table).await?;
     calls::one_claim(table).await?;
     calls::batch(table).await?;

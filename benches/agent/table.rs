@@ -29,10 +29,17 @@ impl Table {
     }
 
     /// A figure that does not depend on how fast the machine is.
-    pub(crate) fn figure(&mut self, what: &str, figure: f64, unit: &str, more: &str, most: f64) {
-        self.missed |= figure > most;
-        let (figure_text, target) = (format!("{figure:.2}{unit}{more}"), format!("{most}{unit}"));
-        line(what, &figure_text, &target, verdict(figure, Some(most)));
+    pub(crate) fn figure(
+        &mut self,
+        what: &str,
+        figure: f64,
+        unit: &str,
+        more: &str,
+        most: Option<f64>,
+    ) {
+        self.missed |= most.is_some_and(|most| figure > most);
+        let target = most.map(|most| format!("{most}{unit}")).unwrap_or_default();
+        line(what, &format!("{figure:.2}{unit}{more}"), &target, verdict(figure, most));
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     },
     kubelet::{self, Doors, probe},
     node::{
-        lock,
+        lock, memory,
         store::{Numbers, SetAside, Store},
     },
     telemetry::{http, status},
@@ -232,6 +232,7 @@ impl Ready {
                 () = self.machine.suspected(), if !missing => {}
             }
             self.look(driver, &self.store).await;
+            memory::give_back();
             let found = matches!(&*self.machine.watch().borrow(), Library::Loaded(_));
             if missing && found {
                 tracing::info!("the NVIDIA driver is there");

@@ -7,6 +7,7 @@ use tokio::runtime;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use super::{agent, machine::MachineArgs};
+use crate::node::memory;
 
 /// Arguments of `kerf node`. Names and environment are those of NVIDIA's driver where they mean the
 /// same.
@@ -66,6 +67,7 @@ pub enum LoggingFormat {
 /// # Errors
 /// What keeps it from starting, or from going on.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    memory::share_heap();
     log(&args)?;
     // Calls that block have threads of their own.
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

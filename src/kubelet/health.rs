@@ -46,31 +46,46 @@ impl Service {
         devices.map(|device| (self.driver.node().to_owned(), device.name())).collect()
     }
 
-    /// Sends `list` of the devices now, at each change and twice within its validity, until the
-    /// kubelet hangs up.
+    /// The answers to one call, each made by `list`.
     fn stream<T: Send + 'static>(
         &self,
         list: impl Fn(Vec<(String, String)>) -> T + Send + 'static,
     ) -> Answers<T> {
         let (sender, receiver) = mpsc::channel(1);
-        let service = self.clone();
-        tokio::spawn(async move {
-            let mut inventory = service.driver.machine().watch();
-            let mut again = interval(VALID / 2);
-            again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                tokio::select! {
-                    _ = again.tick() => {}
-                    changed = inventory.changed() => if changed.is_err() { return },
-                    () = sender.closed() => return,
-                }
-                inventory.mark_unchanged();
-                if sender.send(Ok(list(service.devices()))).await.is_err() {
+        tokio::spawn(self.clone().tell(sender, list));
+        Box::pin(ReceiverStream::new(receiver))
+    }
+
+    /// Sends the devices now, whenever there are others, and twice within their validity, until the
+    /// kubelet hangs up.
+    async fn tell<T>(
+        self,
+        sender: mpsc::Sender<Result<T, Status>>,
+        list: impl Fn(Vec<(String, String)>) -> T,
+    ) {
+        let mut inventory = self.driver.machine().watch();
+        let mut again = interval(VALID / 2);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = Vec::new();
+        loop {
+            let due = tokio::select! {
+                _ = again.tick() => true,
+                changed = inventory.changed() => match changed {
+                    Ok(()) => false,
+                    Err(_) => return,
+                },
+                () = sender.closed() => return,
+            };
+            inventory.mark_unchanged();
+            let devices = self.devices();
+            // Most changes are of how a GPU is cut, and leave its devices as they are.
+            if due || devices != told {
+                told.clone_from(&devices);
+                if sender.send(Ok(list(devices))).await.is_err() {
                     return;
                 }
             }
-        });
-        Box::pin(ReceiverStream::new(receiver))
+        }
     }
 }
 

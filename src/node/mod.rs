@@ -2,5 +2,6 @@
 
 pub mod host;
 pub mod lock;
+pub mod memory;
 pub mod nvml;
 pub mod store;

@@ -1,7 +1,7 @@
 //! NVML: what it says about the node, and the MIG devices that it makes and destroys.
 //!
 //! Every call is synchronous and may hang; callers keep them off the async threads, and [`Calls`]
-//! names what hangs. `raw` alone is unsafe.
+//! names what hangs. Here `raw` alone is unsafe.
 
 mod calls;
 mod error;

@@ -1,5 +1,5 @@
 //! The NVML calls that nvml-wrapper lacks, as safe functions: each is one call, its buffers and its
-//! error. The only unsafe code of the agent.
+//! error.
 #![expect(unsafe_code, reason = "NVML is a C library")]
 
 use std::ffi::{CStr, c_char, c_uint};
