@@ -19,9 +19,9 @@ use crate::{
 /// Bytes in what is printed as MB.
 const MB: f64 = 1e6;
 
-/// How long an agent is left alone before its memory is read: longer than between two looks at the GPUs,
-/// after which it gives back what is free.
-const IDLE: Duration = Duration::from_secs(12);
+/// How long an agent is left alone before its memory is read: until an order that rested is written, and
+/// the next look at the GPUs, after which it gives back what is free.
+const IDLE: Duration = Duration::from_secs(22);
 
 /// The agent's program, stripped.
 pub(crate) fn binary(table: &mut Table) -> anyhow::Result<()> {

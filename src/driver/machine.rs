@@ -17,7 +17,7 @@ use super::locks::{Guard, Locks};
 use crate::{
     model::{
         cdi::HostFiles,
-        gpu::{DriverVersions, Gpu, GpuUuid, Inventory, Mig, Unreadable},
+        gpu::{DriverVersions, Gpu, GpuInstance, GpuUuid, Inventory, Mig, Unreadable},
     },
     node::{
         host::{self, Host},
@@ -368,6 +368,31 @@ impl Machine {
             inventory.gpus.sort_by_key(|gpu| gpu.number);
         });
         Ok(gpu)
+    }
+
+    /// Notes an instance that was just made. Reading it would take many calls. The caller holds the GPU's
+    /// lock.
+    pub(super) fn add_instance(&self, uuid: &GpuUuid, instance: GpuInstance) {
+        self.change_instances(uuid, |instances| {
+            instances.push(instance);
+            instances.sort_by_key(|instance| instance.placement);
+        });
+    }
+
+    /// Notes that an instance was just destroyed. The caller holds the GPU's lock.
+    pub(super) fn remove_instance(&self, uuid: &GpuUuid, id: u32) {
+        self.change_instances(uuid, |instances| instances.retain(|instance| instance.id != id));
+    }
+
+    fn change_instances(&self, uuid: &GpuUuid, change: impl FnOnce(&mut Vec<GpuInstance>)) {
+        self.state.send_modify(|state| {
+            let Library::Loaded(inventory) = state else { return };
+            let mut gpus = Arc::make_mut(inventory).gpus.iter_mut();
+            let gpu = gpus.find(|gpu| gpu.uuid == *uuid);
+            if let Some(mig) = gpu.and_then(|gpu| gpu.mig.as_mut()) {
+                change(&mut mig.instances);
+            }
+        });
     }
 
     fn note(&self, uuid: &GpuUuid, mig: Option<Mig>, minor: u32) {

@@ -14,7 +14,7 @@ use crate::{
         cdi::{self, ClaimDevice},
         claim::{Allocation, ClaimRef},
         device::{self, Target},
-        gpu::{Gpu, GpuUuid, Inventory, Placement},
+        gpu::{Gpu, GpuInstance, GpuUuid, Inventory, Placement},
         plan::{self, Origin, Plan, PlannedDevice, Reason, Refusal},
         record::{self, Held, PreparedDevice, Record, State},
     },
@@ -214,9 +214,6 @@ impl Driver {
             described.extend(claim_device);
         }
         self.write_spec(&plan.claim, &described)?;
-        for gpu in plan.devices.iter().map(|device| device.target.gpu()).collect::<BTreeSet<_>>() {
-            self.machine.refresh(nvml, gpu)?;
-        }
         Ok(prepared)
     }
 
@@ -311,15 +308,13 @@ impl Driver {
         // Half of one, left by a repair that was killed.
         if let Some(half) = mig.and_then(|mig| mig.instance(profile, placement)) {
             nvml.destroy(gpu, half).map_err(|error| failed(device, error.to_string()))?;
+            self.machine.remove_instance(&gpu.uuid, half.id);
         }
         let profile = mig.and_then(|mig| mig.profile(profile)).ok_or_else(|| gone(device))?;
         let carved = nvml.carve(gpu, profile, placement);
         let carved = carved.map_err(|error| failed_call(device, error, "carve"))?;
-        Ok(Live {
-            gpu_instance: carved.gpu_instance,
-            compute_instance: carved.compute_instance,
-            uuid: carved.uuid,
-        })
+        self.machine.add_instance(&gpu.uuid, carved.clone());
+        live_in(&carved).ok_or_else(|| gone(device))
     }
 
     /// Sees to the MIG mode that the device needs; the GPU as it is then.
@@ -444,7 +439,10 @@ fn refused(planned: &PlannedDevice, reason: Reason) -> Error {
 }
 
 fn live(gpu: &Gpu, profile: u32, placement: Placement) -> Option<Live> {
-    let instance = gpu.mig.as_ref()?.instance(profile, placement)?;
+    live_in(gpu.mig.as_ref()?.instance(profile, placement)?)
+}
+
+fn live_in(instance: &GpuInstance) -> Option<Live> {
     let device = instance.device()?;
     Some(Live { gpu_instance: instance.id, compute_instance: device.id, uuid: device.uuid.clone() })
 }

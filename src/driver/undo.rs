@@ -73,7 +73,6 @@ impl Driver {
                     self.destroy_device(&nvml, &gpu, device, recorded_uuid(record, position))?;
                 }
             }
-            self.machine.refresh(&nvml, &uuid)?;
             self.mig_off_if_empty(&nvml, &uuid);
         }
         Ok(())
@@ -128,7 +127,11 @@ impl Driver {
             );
             return Ok(());
         }
-        self.destroy_when_idle(nvml, gpu, instance).map_err(|error| {
+        let destroyed = self.destroy_when_idle(nvml, gpu, instance);
+        if destroyed.is_ok() {
+            self.machine.remove_instance(&gpu.uuid, instance.id);
+        }
+        destroyed.map_err(|error| {
             if error.driver_gone() {
                 return error.into();
             }

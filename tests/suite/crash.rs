@@ -159,7 +159,7 @@ macro_rules! crash {
 }
 
 crash! {
-    whole_gpu_prepare_at_nvml_calls: WHOLE, Call::Prepare, at_nvml_call, at least 4;
+    whole_gpu_prepare_at_nvml_calls: WHOLE, Call::Prepare, at_nvml_call, at least 2;
     whole_gpu_unprepare_at_nvml_calls: WHOLE, Call::Unprepare, at_nvml_call;
     mig_prepare_at_nvml_calls: MIG, Call::Prepare, at_nvml_call, at least 15;
     mig_unprepare_at_nvml_calls: MIG, Call::Unprepare, at_nvml_call, at least 10;
@@ -167,6 +167,7 @@ crash! {
     two_sizes_unprepare_at_nvml_calls: TWO_SIZES, Call::Unprepare, at_nvml_call, at least 20;
     whole_gpu_prepare_before_requests: WHOLE, Call::Prepare, before_request, at least 1;
     whole_gpu_prepare_after_requests: WHOLE, Call::Prepare, after_request, at least 1;
+    whole_gpu_unprepare_before_requests: WHOLE, Call::Unprepare, before_request;
     mig_prepare_before_requests: MIG, Call::Prepare, before_request, at least 1;
     mig_prepare_after_requests: MIG, Call::Prepare, after_request, at least 1;
     mig_unprepare_before_requests: MIG, Call::Unprepare, before_request;

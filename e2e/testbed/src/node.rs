@@ -1,5 +1,5 @@
-//! A whole simulated node: hardware, API server, kubelet and the agent under test, in one short-lived
-//! directory.
+//! A whole simulated node: hardware, API server, kubelet and the agent under test, in short-lived
+//! directories.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -48,6 +48,8 @@ pub struct Testbed {
     builder: Builder,
     before: MachineSnapshot,
     dir: TempDir,
+    /// In memory where it can be, as `/run` is.
+    run: TempDir,
 }
 
 impl Testbed {
@@ -73,7 +75,7 @@ impl Testbed {
 
     /// Where the agent writes CDI files.
     pub fn cdi_root(&self) -> PathBuf {
-        self.dir.path().join("cdi")
+        self.run.path().join("cdi")
     }
 
     /// The kubelet's directory.
@@ -229,10 +231,8 @@ impl Builder {
     /// When a part cannot be made.
     pub async fn start_without_agent(mut self) -> anyhow::Result<Testbed> {
         // Sockets have room for 107 bytes, so this path is short.
-        let dir = tempfile::Builder::new()
-            .prefix("kerf")
-            .tempdir_in("/tmp")
-            .context("no directory in /tmp")?;
+        let dir = directory("/tmp")?;
+        let run = directory("/dev/shm").or_else(|_| directory("/tmp"))?;
         let machine = Machine::create(&dir.path().join("m"), &self.machine)
             .context("cannot make the machine")?;
         let api = ApiServer::start(self.api.clone()).await?;
@@ -243,7 +243,7 @@ impl Builder {
         // The kubelet wipes at its start: what is published after this stays.
         kubelet.wait_for(|state| state.wipes.contains(&Wipe::Node)).await;
         let before = machine.snapshot()?;
-        Ok(Testbed { agent: None, kubelet, api, machine, builder: self, before, dir })
+        Ok(Testbed { agent: None, kubelet, api, machine, builder: self, before, dir, run })
     }
 
     /// Makes the node, and returns when the agent is registered and its pool published.
@@ -258,6 +258,11 @@ impl Builder {
         }
         Ok(testbed)
     }
+}
+
+fn directory(within: &str) -> anyhow::Result<TempDir> {
+    let dir = tempfile::Builder::new().prefix("kerf").tempdir_in(within);
+    dir.with_context(|| format!("no directory in `{within}`"))
 }
 
 fn node(name: &str, (major, minor): (u32, u32)) -> Node {

@@ -18,17 +18,6 @@ pub(super) struct ComputeProfile {
     slices: u32,
 }
 
-/// A MIG device that was just made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Carved {
-    /// NVML's GPU instance id.
-    pub gpu_instance: u32,
-    /// NVML's compute instance id.
-    pub compute_instance: u32,
-    /// UUID of the MIG device.
-    pub uuid: String,
-}
-
 impl Nvml {
     fn on<'n>(&'n self, gpu: &Gpu) -> Result<On<'n>, Error> {
         let known = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,10 +94,12 @@ impl Nvml {
         gpu: &Gpu,
         profile: &Profile,
         placement: Placement,
-    ) -> Result<Carved, Error> {
+    ) -> Result<GpuInstance, Error> {
         let on = self.on(gpu)?;
         let instance = on.create_gpu_instance(profile.id, placement.start, placement.size)?;
-        self.fill(on, gpu, instance, profile)
+        let id = on.gpu_instance_info(instance)?.id;
+        let compute = vec![self.fill(on, gpu, instance, profile)?];
+        Ok(GpuInstance { id, profile: profile.id, placement, compute })
     }
 
     fn fill(
@@ -117,8 +108,7 @@ impl Nvml {
         gpu: &Gpu,
         instance: GpuInstanceHandle,
         profile: &Profile,
-    ) -> Result<Carved, Error> {
-        let gpu_instance = on.gpu_instance_info(instance)?.id;
+    ) -> Result<ComputeInstance, Error> {
         let kinds = on.compute_profiles(Some(gpu), instance, profile.id)?;
         // The first that has all slices: a GPU's largest profile has a second one, for NVLink.
         let whole = kinds.iter().find(|kind| kind.slices == profile.slices);
@@ -127,8 +117,7 @@ impl Nvml {
             Error::new("nvmlGpuInstanceGetComputeInstanceProfileInfo", Some(gpu.index), source)
         })?;
         let compute = on.create_compute_instance(instance, whole.id)?;
-        let described = on.compute_device(compute, |_| true)?;
-        Ok(Carved { gpu_instance, compute_instance: described.id, uuid: described.uuid })
+        on.compute_device(compute, |_| true)
     }
 
     /// Destroys a GPU instance and the compute instances in it. One that is gone is no error.
@@ -176,13 +165,20 @@ impl On<'_> {
     ) -> Result<GpuInstance, Error> {
         let info = self.gpu_instance_info(handle)?;
         let kinds = self.compute_profiles(gpu, handle, profile.id)?;
-        let fills = |id| kinds.iter().any(|kind| kind.id == id && kind.slices == profile.slices);
+        let whole = |kind: &&ComputeProfile| kind.slices == profile.slices;
+        let fills = |id| kinds.iter().filter(whole).any(|kind| kind.id == id);
         let mut compute = Vec::new();
-        for kind in &kinds {
+        // First those that leave no room for another: one call is then enough, of many that are slow.
+        let parts = kinds.iter().filter(|kind| !whole(kind));
+        for kind in kinds.iter().filter(whole).chain(parts) {
             for instance in self.compute_instances(handle, kind.id)? {
                 compute.push(self.compute_device(instance, fills)?);
             }
+            if compute.iter().any(|compute| compute.fills) {
+                break;
+            }
         }
+        compute.sort_by_key(|compute| compute.id);
         Ok(GpuInstance {
             id: info.id,
             profile: info.profile,

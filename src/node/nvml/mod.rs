@@ -13,7 +13,6 @@ use std::{collections::BTreeMap, path::Path, sync::Mutex};
 
 pub use calls::{Call, Calls};
 pub use error::Error;
-pub use mig::Carved;
 use nvml_wrapper::{bitmasks::InitFlags, error::NvmlError};
 
 use crate::model::gpu::{DriverVersions, GpuUuid};
