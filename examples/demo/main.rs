@@ -79,6 +79,7 @@ async fn play(story: &mut Story<'_>) -> anyhow::Result<Report> {
     }
     story.meanwhile(&stage)?;
     report.released_in_ms = stage.release().await?;
+    story.afterwards(&report, &stage)?;
     report.left = stage.strike().await?;
     story.end(&report)?;
     Ok(report)

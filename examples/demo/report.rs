@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use kerf::{
     cli::{
         picture::picture,
@@ -163,19 +164,25 @@ impl<'w> Story<'w> {
         Ok(())
     }
 
-    /// What is left, which should be nothing.
-    pub(crate) fn end(&mut self, report: &Report) -> anyhow::Result<()> {
+    /// The node once all is given back.
+    pub(crate) fn afterwards(&mut self, report: &Report, stage: &Stage) -> anyhow::Result<()> {
         self.heading(&format!(
             "All pods ended, all claims released, in {:.0} ms",
             report.released_in_ms
         ))?;
+        self.pictures(stage.inventory()?.gpus.iter(), &stage.records()?)
+            .context("cannot show the node")
+    }
+
+    /// What is left, which should be nothing.
+    pub(crate) fn end(&mut self, report: &Report) -> anyhow::Result<()> {
         for left in &report.left {
             writeln!(self.out, "{} {left}", self.style.paint(Paint::Red, "left behind:"))?;
         }
         if report.left.is_empty() {
             writeln!(
                 self.out,
-                "Nothing is left: no MIG device, no record, no CDI file, no socket. Next, on a machine \
+                "\nNothing is left: no MIG device, no record, no CDI file, no socket. Next, on a machine \
                  with a GPU: cargo run -- inventory"
             )?;
         }

@@ -22,6 +22,7 @@ use crate::{
         machine::{Library, Machine},
     },
     kubelet::{self, Doors, probe},
+    model::gpu::Inventory,
     node::{
         lock, memory,
         store::{Numbers, SetAside, Store},
@@ -140,7 +141,7 @@ impl Ready {
         let events = Events::start(self.cluster.clone(), settings.clone());
         let lost = self.lost(&lock);
         let driver = Arc::new(self.driver(args, lock, &events)?);
-        self.look(&driver, &self.store).await;
+        self.look(&driver, &events).await;
         driver.recover().await;
         let doors = Doors::open(&kubelet::Settings {
             registry: args.kubelet_registrar_directory_path.clone(),
@@ -153,7 +154,7 @@ impl Ready {
             dra: sockets.dra.clone(),
         });
         self.reporter.enter(Phase::Acting(driver.clone()));
-        self.publish(&driver, settings, events);
+        self.publish(&driver, settings, events.clone());
 
         let hand_over = {
             let driver = driver.clone();
@@ -169,7 +170,7 @@ impl Ready {
         let registered = self.reporter.registered();
         tokio::select! {
             served = doors.serve(driver.clone(), registered, end) => served?,
-            () = self.rescan(&driver) => {}
+            () = self.rescan(&driver, &events) => {}
             () = lost => {
                 socket_file.leave();
                 anyhow::bail!("another agent has taken over: this one was thought dead");
@@ -224,14 +225,14 @@ impl Ready {
     }
 
     /// Reads the GPUs again and again, and takes up a driver that comes back.
-    async fn rescan(&self, driver: &Arc<Driver>) {
+    async fn rescan(&self, driver: &Arc<Driver>, events: &Events) {
         loop {
             let missing = matches!(&*self.machine.watch().borrow(), Library::Missing(_));
             tokio::select! {
                 () = sleep(if missing { LOOK_FOR_DRIVER } else { RESCAN }) => {}
                 () = self.machine.suspected(), if !missing => {}
             }
-            self.look(driver, &self.store).await;
+            self.look(driver, events).await;
             memory::give_back();
             let found = matches!(&*self.machine.watch().borrow(), Library::Loaded(_));
             if missing && found {
@@ -242,15 +243,16 @@ impl Ready {
     }
 
     /// One look at the GPUs; numbers that are new are kept for the rest of the boot.
-    async fn look(&self, driver: &Driver, store: &Store) {
-        let before = self.machine.numbers();
+    async fn look(&self, driver: &Driver, events: &Events) {
+        let (before, known) = (self.machine.numbers(), self.machine.inventory());
         self.machine.read().await;
+        tell_of_gpus(&known, &self.machine.inventory(), events);
         let gpus = self.machine.numbers();
         if gpus == before {
             return;
         }
         let numbers = Numbers { boot_id: driver.boot_id().to_owned(), gpus };
-        if let Err(error) = store.save_numbers(&numbers) {
+        if let Err(error) = self.store.save_numbers(&numbers) {
             tracing::error!(%error, "numbers of GPUs not kept");
         }
     }
@@ -267,6 +269,19 @@ impl Ready {
                 look.tick().await;
             }
         }
+    }
+}
+
+/// Says which GPUs have stopped to answer since `before`, and which answer again.
+fn tell_of_gpus(before: &Inventory, now: &Inventory, events: &Events) {
+    let silent = |of: &Inventory, index| of.unreadable.iter().any(|gpu| gpu.index == index);
+    for gpu in now.unreadable.iter().filter(|gpu| !silent(before, gpu.index)) {
+        let note = format!("GPU {} is not served: {}", gpu.index, gpu.reason);
+        tracing::warn!("{note}");
+        events.warn_node("GpuNotServed", &note);
+    }
+    for gpu in now.gpus.iter().filter(|gpu| silent(before, gpu.index)) {
+        tracing::info!(gpu = gpu.index, "served again");
     }
 }
 

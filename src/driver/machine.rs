@@ -267,7 +267,12 @@ impl Machine {
         let machine = self.clone();
         let task = spawn_blocking(move || {
             let _guard: Option<Guard> = guard;
-            nvml.gpu(index).map(|gpu| machine.complete(gpu))
+            // An error that passes is not worth that all of the GPU's devices are withdrawn.
+            let gpu = nvml.gpu(index).or_else(|gpu| match gpu.lost {
+                true => Err(gpu),
+                false => nvml.gpu(index),
+            });
+            gpu.map(|gpu| machine.complete(gpu))
         });
         match timeout(READING, task).await {
             Ok(Ok(Ok(gpu))) => Reading::Read(Box::new(gpu)),

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use kerf_nvml::Model;
+use k8s_openapi::api::events::v1::Event;
+use kerf_nvml::{Effect, Fault, Model};
 use kerf_testbed::{
     agent::Agent,
     node::{DRIVER, Testbed},
@@ -35,7 +36,17 @@ impl Watched {
         self.agent.while_running(given::until(what, said)).await.unwrap();
     }
 
-    /// Waits until these devices of GPU 0, and no others, are published.
+    /// Waits for an event about the node.
+    async fn warns(&self, reason: &str, note: &str) {
+        let warned = || {
+            let events = self.testbed.api.list::<Event>().into_iter();
+            let told = events.map(|event| (event.reason, event.note));
+            told.collect::<Vec<_>>() == [(Some(reason.to_owned()), Some(note.to_owned()))]
+        };
+        self.agent.while_running(given::until(note, warned)).await.unwrap();
+    }
+
+    /// Waits until the published devices are as wanted.
     async fn publishes(&self, wanted: impl Fn(&[String]) -> bool) {
         let published = || {
             let slices = self.testbed.slices();
@@ -144,7 +155,13 @@ async fn a_gpu_that_falls_off_the_bus_is_withdrawn_whole_until_a_reset() {
     let other = given::claim(testbed, "other", &["gpu-1"]);
     prepare(testbed, &claim).await.unwrap();
     testbed.machine.lose_gpu(0).unwrap();
-    node.says("GPU 0").await;
+    node.says("GPU 0: nvmlDeviceGetHandleByIndex_v2 on GPU 0: GPU is lost; reset it with").await;
+    node.warns(
+        "GpuNotServed",
+        "GPU 0 is not served: nvmlDeviceGetHandleByIndex_v2 on GPU 0: GPU is lost; reset it \
+                               with `nvidia-smi -r -i 0`",
+    )
+    .await;
     node.publishes(|devices| devices.iter().all(|device| device.starts_with("gpu-1"))).await;
     let sets = testbed.slices();
     let sets = sets.iter().flat_map(|slice| slice.spec.shared_counters.iter().flatten());
@@ -160,6 +177,27 @@ async fn a_gpu_that_falls_off_the_bus_is_withdrawn_whole_until_a_reset() {
     for claim in [&claim, &other] {
         unprepare(testbed, claim).await.unwrap();
     }
+    assert_eq!(testbed.leftovers().unwrap(), NOTHING);
+}
+
+/// An error that passes does not cost a GPU its devices.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_fails_to_answer_once_is_asked_again() {
+    const UNKNOWN: u32 = 999;
+    let testbed = given::node(Model::H100_80, 2).start().await.unwrap();
+    let before = testbed.slices();
+    let fault = Fault::next("nvmlDeviceGetMemoryInfo", Effect::Fail(UNKNOWN)).on_gpu(0);
+    testbed.machine.inject(fault).unwrap();
+    // What is refused makes the agent look at its GPUs.
+    let nowhere = given::claim(&testbed, "nowhere", &["gpu-9"]);
+    prepare(&testbed, &nowhere).await.unwrap_err();
+    given::until("all is read", || testbed.machine.calls().unwrap() > 60).await;
+    testbed.machine.clear_faults().unwrap();
+    let claim = given::claim(&testbed, "c", &["gpu-0"]);
+    prepare(&testbed, &claim).await.unwrap();
+    unprepare(&testbed, &claim).await.unwrap();
+    assert_eq!(given::status(&testbed).unwrap().not_served, []);
+    assert_eq!(testbed.slices(), before);
     assert_eq!(testbed.leftovers().unwrap(), NOTHING);
 }
 

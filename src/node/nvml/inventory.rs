@@ -98,7 +98,7 @@ impl Nvml {
                 memory: info.memorySizeMB.saturating_mul(1 << 20),
             };
             let Some(name) = profile_name(on, index, slices, capacity.memory, memory) else {
-                tracing::warn!(gpu = on.index, index, id = info.id, "MIG profile without a name");
+                self.warn_once(on.index, index);
                 continue;
             };
             let placements = on.placements(info.id)?;
@@ -114,6 +114,14 @@ impl Nvml {
             });
         }
         Ok(profiles)
+    }
+
+    /// A GPU is read again and again, and its profiles stay as they are.
+    fn warn_once(&self, gpu: u32, profile: u32) {
+        let mut warned = self.nameless.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.insert((gpu, profile)) {
+            tracing::warn!(gpu, profile, "a MIG profile without a name is left out");
+        }
     }
 
     fn on_gpu<T>(

@@ -9,7 +9,11 @@ mod inventory;
 mod mig;
 mod raw;
 
-use std::{collections::BTreeMap, path::Path, sync::Mutex};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Mutex,
+};
 
 pub use calls::{Call, Calls};
 pub use error::Error;
@@ -25,6 +29,8 @@ pub struct Nvml {
     handles: Mutex<BTreeMap<GpuUuid, raw::DeviceHandle>>,
     /// Compute instance profiles of a GPU's instance profile: fixed, and many calls to read.
     compute_profiles: Mutex<BTreeMap<(GpuUuid, u32), Vec<mig::ComputeProfile>>>,
+    /// Index of the GPU and enumerator of the profiles that were warned of.
+    nameless: Mutex<BTreeSet<(u32, u32)>>,
 }
 
 impl std::fmt::Debug for Nvml {
@@ -48,7 +54,13 @@ impl Nvml {
         let loaded = builder.flags(InitFlags::NO_GPUS).init();
         let library = loaded.map_err(|source| Error::new("nvmlInitWithFlags", None, source))?;
         drop(entered);
-        Ok(Self { library, calls, handles: Mutex::default(), compute_profiles: Mutex::default() })
+        Ok(Self {
+            library,
+            calls,
+            handles: Mutex::default(),
+            compute_profiles: Mutex::default(),
+            nameless: Mutex::default(),
+        })
     }
 
     /// Versions of the driver.
