@@ -29,7 +29,7 @@ pub struct Args {
         default_value = "/var/lib/kubelet/plugins_registry"
     )]
     pub kubelet_registrar_directory_path: PathBuf,
-    /// UID of the agent's pod: it names the sockets, so that two agents can overlap in an upgrade.
+    /// UID of the agent's pod, which names the sockets.
     #[arg(long, env = "POD_UID")]
     pub pod_uid: Option<String>,
     /// Port of gRPC health for the kubelet's probes; 0 is any, -1 none.

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use k8s_openapi::jiff::Timestamp;
 use tokio::net::UnixListener;
 
 use super::Settings;
@@ -43,16 +44,17 @@ pub enum Error {
 }
 
 impl Sockets {
-    /// Names with the pod's UID, or with its beginning where that is too long.
+    /// Names with the pod's UID, or with its beginning where that is too long. Without one, with what no
+    /// other agent has: the sockets of two must never be the same files.
     ///
     /// The kubelet dials the registration socket with its percent-encoded path as `:authority`, which
     /// the `http` crate takes only if no `%` follows the last `@`: hence the `@`.
     pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
-        let uid = settings.pod_uid.as_deref();
-        let short = uid.map(|uid| uid.get(..8).unwrap_or(uid));
-        let mut sockets = Self::named(settings, uid);
+        let unique = || format!("{:08x}", Timestamp::now().as_nanosecond() & 0xffff_ffff);
+        let uid = settings.pod_uid.clone().unwrap_or_else(unique);
+        let mut sockets = Self::named(settings, &uid);
         if sockets.too_long().is_some() {
-            sockets = Self::named(settings, short);
+            sockets = Self::named(settings, uid.get(..8).unwrap_or(&uid));
         }
         match sockets.too_long() {
             Some(path) => Err(Error::TooLong(path)),
@@ -60,14 +62,10 @@ impl Sockets {
         }
     }
 
-    fn named(settings: &Settings, uid: Option<&str>) -> Self {
-        let (registration, dra) = match uid {
-            Some(uid) => (format!("{NAME}-{uid}@reg.sock"), format!("dra@{uid}.sock")),
-            None => (format!("{NAME}@reg.sock"), "dra@kerf.sock".to_owned()),
-        };
+    fn named(settings: &Settings, uid: &str) -> Self {
         Self {
-            registration: settings.registry.join(registration),
-            dra: settings.plugin_dir.join(dra),
+            registration: settings.registry.join(format!("{NAME}-{uid}@reg.sock")),
+            dra: settings.plugin_dir.join(format!("dra@{uid}.sock")),
         }
     }
 
@@ -165,6 +163,14 @@ mod tests {
         assert!(sockets.registration.ends_with("gpu.nvidia.com-0b7c6f1e@reg.sock"));
         let root = format!("/{}", "k".repeat(90));
         assert!(matches!(Sockets::new(&settings(&root, Some(UID))), Err(Error::TooLong(_))));
+    }
+
+    #[test]
+    fn without_a_uid_two_agents_have_sockets_of_their_own() {
+        let names = || Sockets::new(&settings("/var/lib/kubelet", None)).unwrap();
+        let [first, second] = [names(), names()];
+        assert_ne!(first.registration, second.registration);
+        assert_ne!(first.dra, second.dra);
     }
 
     #[test]

@@ -175,6 +175,16 @@ async fn status_asks_the_agent_and_reads_the_records_when_it_is_down() {
     assert!(table.ends_with("\n\nno claims\n"), "{table}");
 }
 
+/// Flags and environment are an interface: manifests name them.
+#[test]
+fn help_lists_what_manifests_may_say() {
+    for command in ["node", "inventory", "status"] {
+        let mut kerf = Command::new(env!("CARGO_BIN_EXE_kerf"));
+        let help = kerf.env_clear().args([command, "-h"]).output().unwrap();
+        insta::assert_snapshot!(format!("help_of_{command}"), text(&help));
+    }
+}
+
 #[test]
 fn a_line_that_means_nothing_is_refused_with_usage() {
     let run = |arguments: &[&str]| {
