@@ -5,8 +5,9 @@ pub mod claim;
 pub mod config;
 pub mod device;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub mod gpu;
+pub mod linker;
 pub mod plan;
 pub mod pool;
 pub mod record;

@@ -6,8 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, elf, ldcache, root::Root, utf8};
-use crate::model::cdi::{Access, HostFile, HostFiles, Link};
+use super::{Error, elf, root::Root, utf8};
+use crate::model::{
+    cdi::{Access, HostFile, HostFiles, Link},
+    linker::cache::Cache,
+};
 
 /// Where distributions put libraries; each also with `nvidia/current`, Debian's way.
 const LIBRARY_DIRS: [&str; 7] = [
@@ -195,9 +198,10 @@ impl<'r> Discovery<'r> {
             return Ok(found);
         }
         let cache = self.root.read(Path::new("/etc/ld.so.cache"))?.unwrap_or_default();
-        let cached = ldcache::paths(&cache, "libcuda.so").into_iter().map(PathBuf::from);
+        let cache = Cache::parse(&cache).unwrap_or_default();
+        let libcuda = cache.libraries().filter(|(name, _)| name.starts_with(b"libcuda.so"));
         let mut dirs = Vec::new();
-        for path in cached {
+        for path in libcuda.filter_map(|(_, path)| str::from_utf8(path).ok()).map(PathBuf::from) {
             // Where the cache has a link, the libraries may lie beside it or beside what it names.
             let resolved = self.root.resolve(&path)?;
             let both = [Some(path), resolved].into_iter().flatten();

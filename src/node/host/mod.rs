@@ -2,7 +2,6 @@
 
 mod elf;
 mod files;
-mod ldcache;
 mod nodes;
 mod proc;
 mod root;

@@ -1,7 +1,8 @@
-use proptest::prelude::*;
-
 use super::*;
-use crate::model::cdi::{ClaimDevice, claim_spec};
+use crate::model::{
+    cdi::{ClaimDevice, claim_spec},
+    linker::cache::Cache,
+};
 
 /// What a driver's installer leaves in a plain container: names of libraries, their SONAME where it
 /// is not the file's name, and the links that lie beside them.
@@ -103,8 +104,9 @@ fn libraries_that_only_the_linkers_cache_knows_are_found() {
     let machine = Machine::new();
     machine.library("opt/driver/lib/libcuda.so.550.163.01", "libcuda.so.1");
     machine.link("/opt/driver/lib/libcuda.so.550.163.01", "opt/links/libcuda.so.1");
-    let cache = ldcache::tests::cache(&[("libcuda.so.1", "/opt/links/libcuda.so.1")]);
-    machine.write("root/etc/ld.so.cache", cache);
+    let mut cache = Cache::default();
+    cache.add("libcuda.so.1", "/opt/links/libcuda.so.1");
+    machine.write("root/etc/ld.so.cache", cache.encode().unwrap());
     assert_eq!(
         machine.mounts(),
         ["/opt/driver/lib/libcuda.so.550.163.01 \
@@ -245,39 +247,4 @@ fn configuration_appears_where_containers_look_for_it() {
                 .into()
         )
     );
-}
-
-#[test]
-fn a_soname_is_a_file_name() {
-    let machine = Machine::new();
-    let soname = |bytes: &[u8]| {
-        machine.write("library", bytes);
-        elf::soname(&machine.path("library")).unwrap()
-    };
-    assert_eq!(soname(&shared_library("libcuda.so.1")).as_deref(), Some("libcuda.so.1"));
-    for name in ["", "..", "../../etc/passwd", "/etc/passwd", &"x".repeat(300)] {
-        assert_eq!(soname(&shared_library(name)), None, "{name}");
-    }
-    assert_eq!(soname(b""), None);
-}
-
-proptest! {
-    #[test]
-    fn no_file_breaks_the_search_for_a_soname(
-        changes: Vec<(usize, u8)>,
-        end in 0usize..300,
-        garbage: Vec<u8>,
-    ) {
-        let mut bytes = shared_library("libcuda.so.1");
-        for (at, byte) in changes {
-            let at = at % bytes.len();
-            bytes[at] = byte;
-        }
-        bytes.truncate(end);
-        for bytes in [bytes, garbage] {
-            let mut file = tempfile::NamedTempFile::new().unwrap();
-            file.write_all(&bytes).unwrap();
-            elf::soname(file.path()).unwrap();
-        }
-    }
 }

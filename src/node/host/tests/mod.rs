@@ -14,7 +14,7 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::cdi::DeviceNode;
+use crate::model::{cdi::DeviceNode, fixtures::libraries::shared_library};
 
 const VERSION: &str = "550.163.01";
 const PCI: &str = "0000:1b:00.0";
@@ -112,30 +112,4 @@ fn node(path: &str, major: u32, minor: u32) -> DeviceNode {
         mode: Some(0o666),
         ..DeviceNode::default()
     }
-}
-
-/// The least of an ELF file that has a SONAME: mapped elsewhere than it lies, as real ones are.
-fn shared_library(soname: &str) -> Vec<u8> {
-    const ADDRESS: u64 = 0x1_0000;
-    let (dynamic, strings) = (64 + 2 * 56, 64 + 2 * 56 + 3 * 16);
-    let size = strings + 1 + soname.len() as u64 + 1;
-    let header = [&64u64.to_le_bytes()[..], &[0; 14], &56u16.to_le_bytes(), &2u16.to_le_bytes()];
-    let segment = |kind: u32, offset: u64, size: u64| {
-        let numbers = [offset, ADDRESS + offset, 0, size, size, 8];
-        let kind = [kind.to_le_bytes(), [0; 4]].concat();
-        [kind, numbers.iter().flat_map(|number| number.to_le_bytes()).collect()].concat()
-    };
-    let entries = [(5, ADDRESS + strings), (14, 1), (0u64, 0u64)];
-    let entries = entries.iter().flat_map(|(tag, value)| [tag.to_le_bytes(), value.to_le_bytes()]);
-    [
-        b"\x7fELF\x02\x01\x01".to_vec(),
-        vec![0; 25],
-        header.concat(),
-        vec![0; 6],
-        segment(1, 0, size),
-        segment(2, dynamic, 48),
-        entries.flatten().collect(),
-        [b"\0", soname.as_bytes(), b"\0"].concat(),
-    ]
-    .concat()
 }
