@@ -22,6 +22,9 @@
 //! * [`telemetry`]: what the agent says about itself. Imports `model`.
 //! * [`cli`]: one file per subcommand; it alone wires the rest together.
 //! * [`proto`]: the wire contracts, generated.
+//!
+//! `src/bin/kerf-cdi-hook` is the other program: container runtimes run it, as CDI files say. Imports
+//! `model`.
 
 pub mod cli;
 pub mod cluster;

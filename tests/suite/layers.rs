@@ -92,6 +92,22 @@ fn each_room_imports_only_what_it_may() {
     assert_eq!(wrong, Vec::<String>::new());
 }
 
+/// Programs that run elsewhere than the agent are small: they know what is true, and nothing else.
+#[test]
+fn other_programs_import_only_the_model() {
+    let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin");
+    let mut wrong = Vec::new();
+    for file in sources(&bin) {
+        let code = code(&file);
+        let rooms = imports(&code.replace("crate::", "").replace("kerf::", "crate::"));
+        let others = ["tokio", "tonic", "kube", "k8s_openapi", "nvml_wrapper", "clap"];
+        let others = others.into_iter().filter(|name| code.contains(&format!("{name}::")));
+        let found = rooms.iter().map(|room| &**room).filter(|room| *room != "model").chain(others);
+        wrong.extend(found.map(|name| format!("{} imports {name}", file.display())));
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
 #[test]
 fn every_room_is_in_the_table() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -10,6 +10,7 @@ mod doors;
 mod given;
 mod handover;
 mod hang;
+mod hook;
 mod layers;
 mod machine;
 mod publishing;

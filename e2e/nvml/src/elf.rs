@@ -19,7 +19,7 @@ const MACHINE: u16 = 62;
 const MACHINE: u16 = 183;
 
 /// The bytes of a library with this SONAME.
-pub(crate) fn library(soname: &str) -> Vec<u8> {
+pub fn library(soname: &str) -> Vec<u8> {
     let strings = [NAMES, soname.as_bytes(), b"\0"].concat();
     let dynamic = EHDR + 2 * PHDR;
     let symbols = dynamic + 8 * DYNAMIC_WORDS;

@@ -7,7 +7,7 @@
 mod abi;
 mod cell;
 mod code;
-mod elf;
+pub mod elf;
 mod event;
 mod fault;
 mod files;

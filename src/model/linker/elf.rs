@@ -128,6 +128,18 @@ impl<R: Fn(&mut [u8], u64) -> io::Result<usize>> Elf<R> {
     }
 }
 
+/// What the first note in a section says, as text; `None` if it is another owner's, or broken.
+pub fn note<'n>(section: &'n [u8], owner: &str) -> Option<&'n [u8]> {
+    let [owners_size, size] = [0, 4].map(|at| usize::try_from(number(section, at, 4)).ok());
+    // Behind both sizes and a number for its kind; each part ends at a multiple of four.
+    let rest = section.get(12..)?;
+    let (owners_name, rest) = rest.split_at_checked(owners_size?.checked_next_multiple_of(4)?)?;
+    if text(owners_name)? != owner.as_bytes() {
+        return None;
+    }
+    rest.get(..size?)?.split(|&byte| byte == 0).next()
+}
+
 /// A stretch of the file that is mapped somewhere.
 struct Segment {
     kind: u64,

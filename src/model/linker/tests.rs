@@ -1,6 +1,10 @@
 use proptest::prelude::*;
 
-use super::{cache::Cache, elf::Elf, *};
+use super::{
+    cache::Cache,
+    elf::{Elf, note},
+    *,
+};
 use crate::model::fixtures::libraries::{library_with_section, shared_library};
 
 const NATIVE: u32 = if cfg!(target_arch = "aarch64") { 0x0a03 } else { 0x0303 };
@@ -279,6 +283,30 @@ fn a_section_is_found_by_its_name() {
     assert_eq!(elf(&shared_library("libcuda.so.1")).unwrap().section(".note.a").unwrap(), None);
 }
 
+#[test]
+fn a_note_is_read_if_its_owner_wrote_it() {
+    let section = |owner: &str, text: &str| {
+        let mut bytes = Vec::new();
+        for size in [owner.len() + 1, text.len() + 2, 7] {
+            bytes.extend(u32::try_from(size).unwrap().to_le_bytes());
+        }
+        for part in [[owner, "\0"].concat(), [text, "\0\0"].concat()] {
+            bytes.extend(part.into_bytes());
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        bytes
+    };
+    let good = section("somebody", "a text");
+    assert_eq!(note(&good, "somebody"), Some(&b"a text"[..]));
+    assert_eq!(note(&good, "somebody else"), None);
+    assert_eq!(note(&good, "some"), None);
+    let (sizes, rest) = good.split_at(8);
+    let too_long = [&sizes[..4], &[0xff; 4], rest].concat();
+    for broken in [&good[..30], &good[..13], &good[..7], &[], &[0xff; 40], &too_long] {
+        assert_eq!(note(broken, "somebody"), None, "{broken:?}");
+    }
+}
+
 fn spoil(bytes: &mut Vec<u8>, changes: Vec<(usize, u8)>, end: usize) {
     for (at, byte) in changes {
         let at = at % bytes.len();
@@ -294,6 +322,7 @@ proptest! {
         end in 0usize..500,
         garbage: Vec<u8>,
     ) {
+        note(&garbage, "a");
         let mut bytes = library_with_section("libcuda.so.1", ".note.a", b"content");
         spoil(&mut bytes, changes, end);
         for elf in [elf(&bytes), elf(&garbage)].into_iter().flatten() {
