@@ -72,7 +72,8 @@ impl Stage {
     pub(crate) async fn set(classes: &Path) -> anyhow::Result<Self> {
         let machine = NodeDescription::uniform(Model::H100_80, 8);
         let testbed = Testbed::builder(machine, [std::env::current_exe()?]);
-        let mut testbed = testbed.start_without_agent().await?;
+        // No container is started, and cargo builds no hook for an example.
+        let mut testbed = testbed.flag("--no-cdi-hooks").start_without_agent().await?;
         let classes = manifests::read(classes)?;
         manifests::apply(&testbed.api.client(), &classes).await?;
         let begin = Instant::now();

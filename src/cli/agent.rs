@@ -24,7 +24,7 @@ use crate::{
     kubelet::{self, Doors, probe},
     model::gpu::Inventory,
     node::{
-        lock, memory,
+        hook, lock, memory,
         store::{Numbers, SetAside, Store},
     },
     telemetry::{http, status},
@@ -140,6 +140,7 @@ impl Ready {
         let settings = PublishSettings { driver: NAME.to_owned(), node: args.node_name.clone() };
         let events = Events::start(self.cluster.clone(), settings.clone());
         let lost = self.lost(&lock);
+        self.install_hook(args, &events);
         let driver = Arc::new(self.driver(args, lock, &events)?);
         self.look(&driver, &events).await;
         driver.recover().await;
@@ -179,6 +180,33 @@ impl Ready {
         Ok(())
     }
 
+    /// Where the host has Kerf's own hook.
+    fn hook(&self) -> PathBuf {
+        self.state_dir.join(hook::NAME)
+    }
+
+    /// Gives the host the hook, unless CDI files name another or none.
+    fn install_hook(&self, args: &Args, events: &Events) {
+        if args.no_cdi_hooks || args.nvidia_cdi_hook_path.is_some() {
+            return;
+        }
+        let path = self.hook();
+        match hook::install(&path) {
+            Ok(true) => tracing::info!(path = %path.display(), "hook installed"),
+            Ok(false) => {}
+            Err(error) => {
+                let note = format!(
+                    "hook not installed: {:#}: containers with GPUs start only with a hook: put `{}` beside \
+                     the agent's program, or give `--nvidia-cdi-hook-path` or `--no-cdi-hooks`",
+                    anyhow::Error::from(error),
+                    hook::NAME,
+                );
+                tracing::error!("{note}");
+                events.warn_node("HookNotInstalled", &note);
+            }
+        }
+    }
+
     fn driver(&self, args: &Args, lock: AgentLock, events: &Events) -> anyhow::Result<Driver> {
         let (records, mut unreadable) = self.store.records()?;
         let (numbers, spoilt) = self.store.numbers()?;
@@ -191,8 +219,7 @@ impl Ready {
         if numbers.boot_id == self.boot_id {
             self.machine.use_numbers(numbers.gpus);
         }
-        let hook = args.nvidia_cdi_hook_path.clone();
-        let hook = hook.unwrap_or_else(|| self.state_dir.join("kerf-cdi-hook"));
+        let hook = args.nvidia_cdi_hook_path.clone().unwrap_or_else(|| self.hook());
         Ok(Driver::new(Parts {
             node: args.node_name.clone(),
             boot_id: self.boot_id.clone(),

@@ -3,6 +3,7 @@
 mod compat;
 mod container;
 mod hostile;
+mod installed;
 mod linker;
 mod links;
 mod race;
