@@ -69,13 +69,7 @@ pub fn plan(
 ) -> Result<Plan, Box<Refusal>> {
     let mut devices = Vec::new();
     for result in &allocation.results {
-        add(&mut devices, inventory, held, allocation, result).map_err(|reason| {
-            Box::new(Refusal {
-                device: result.device.clone(),
-                request: result.request.clone(),
-                reason: Box::new(reason),
-            })
-        })?;
+        add(&mut devices, inventory, held, allocation, result).map_err(Box::new)?;
     }
     Ok(Plan { claim: allocation.claim.clone(), pods: allocation.pods.clone(), devices })
 }
@@ -103,45 +97,69 @@ fn add(
     held: &[Held<'_>],
     allocation: &Allocation,
     result: &AllocationResult,
-) -> Result<(), Reason> {
-    let device = find(inventory, &result.device)?;
-    config::check(&allocation.configurations, &result.request, &device.part)
-        .map_err(Reason::Config)?;
-    let same =
-        |other: &PlannedDevice| other.device == result.device && other.share_id == result.share_id;
-    let known = devices.iter().position(same);
-    let origin = match known.map(|at| devices[at].origin) {
+) -> Result<(), Refusal> {
+    let device = allocated(inventory, allocation, result)?;
+    let known = devices.iter().find(|planned| planned.is_for(result));
+    let origin = match known.map(|planned| planned.origin) {
         _ if result.admin_access => Origin::Observed,
         Some(origin @ (Origin::Made | Origin::Found)) => origin,
         Some(Origin::Observed) | None => {
             let planned = devices.iter().filter(|planned| planned.origin != Origin::Observed);
-            Site { gpu: device.gpu, held, planned: planned.collect() }.origin(&device)?
+            let site = Site { gpu: device.gpu, held, planned: planned.collect() };
+            site.origin(&device).map_err(|reason| refused(result, reason))?
         }
     };
-    let request = result.base_request().to_owned();
-    match known {
-        Some(at) => devices[at].also(request, origin),
-        None => devices.push(PlannedDevice {
-            requests: vec![request],
-            pool: result.pool.clone(),
-            device: result.device.clone(),
-            share_id: result.share_id.clone(),
-            target: device.target(),
-            origin,
-        }),
-    }
+    join(devices, PlannedDevice::new(result, device.target(), origin));
     Ok(())
 }
 
+/// The device that a result names, with the configuration that applies to it looked at.
+pub(super) fn allocated<'i>(
+    inventory: &'i Inventory,
+    allocation: &Allocation,
+    result: &AllocationResult,
+) -> Result<Device<'i>, Refusal> {
+    let device = find(inventory, &result.device).map_err(|reason| refused(result, reason))?;
+    let checked = config::check(&allocation.configurations, &result.request, &device.part);
+    checked.map_err(|unfit| refused(result, Reason::Config(unfit)))?;
+    Ok(device)
+}
+
+fn refused(result: &AllocationResult, reason: Reason) -> Refusal {
+    let (device, request) = (result.device.clone(), result.request.clone());
+    Refusal { device, request, reason: Box::new(reason) }
+}
+
+/// Adds a device, or its requests to the same one that is there. What any request holds is held.
+pub(super) fn join(devices: &mut Vec<PlannedDevice>, new: PlannedDevice) {
+    let same =
+        |known: &&mut PlannedDevice| known.device == new.device && known.share_id == new.share_id;
+    let Some(known) = devices.iter_mut().find(same) else { return devices.push(new) };
+    for request in new.requests {
+        if !known.requests.contains(&request) {
+            known.requests.push(request);
+        }
+    }
+    if known.origin == Origin::Observed {
+        known.origin = new.origin;
+    }
+}
+
 impl PlannedDevice {
-    /// Serves another request; a device that any request holds is held.
-    fn also(&mut self, request: String, origin: Origin) {
-        if !self.requests.contains(&request) {
-            self.requests.push(request);
+    /// What one result stands for.
+    pub(super) fn new(result: &AllocationResult, target: Target, origin: Origin) -> Self {
+        Self {
+            requests: vec![result.base_request().to_owned()],
+            pool: result.pool.clone(),
+            device: result.device.clone(),
+            share_id: result.share_id.clone(),
+            target,
+            origin,
         }
-        if self.origin == Origin::Observed {
-            self.origin = origin;
-        }
+    }
+
+    fn is_for(&self, result: &AllocationResult) -> bool {
+        self.device == result.device && self.share_id == result.share_id
     }
 }
 
