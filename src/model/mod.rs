@@ -12,3 +12,4 @@ pub mod plan;
 pub mod pool;
 pub mod record;
 pub mod status;
+pub mod takeover;
