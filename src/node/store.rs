@@ -3,6 +3,8 @@
 //! Files are replaced as a whole, by rename, so that neither a crash nor a reader ever sees half of
 //! one. Nothing is synced: what records describe does not outlive a boot either.
 
+mod predecessor;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
@@ -16,6 +18,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
+pub use self::predecessor::Predecessor;
 use crate::model::{
     cdi::{self, Spec},
     gpu::GpuUuid,
@@ -121,7 +124,9 @@ impl Store {
     /// that it was writing is removed.
     pub fn records(&self) -> Result<(Vec<Record>, Vec<SetAside>)> {
         remove_stale(&self.claims, |_| true)?;
-        remove_stale(&self.cdi, |name| cdi::claim_of_file(name).is_some())?;
+        remove_stale(&self.cdi, |name| {
+            cdi::claim_of_file(name).or(cdi::claim_of_predecessors_file(name)).is_some()
+        })?;
         let (records, mut unreadable) = read_records(&self.claims)?;
         for found in &mut unreadable {
             found.path = set_aside(&found.path)?;
@@ -144,11 +149,7 @@ impl Store {
     /// Writes a claim's CDI file, if runtimes would read it.
     pub fn write_spec(&self, uid: &str, spec: &Spec) -> Result<()> {
         let path = self.spec_path(uid)?;
-        if let Err(source) = spec.validate() {
-            return Err(Error::Spec { path, source });
-        }
-        let bytes = encode(&path, spec)?;
-        write_again(&path, &bytes, SPEC_MODE)
+        write_again(&path, &encode_spec(&path, spec)?, SPEC_MODE)
     }
 
     /// Whether a claim's CDI file is there.
@@ -274,6 +275,13 @@ fn write_again(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 
 fn encode(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|source| Error::Encode { path: path.to_owned(), source })
+}
+
+fn encode_spec(path: &Path, spec: &Spec) -> Result<Vec<u8>> {
+    match spec.validate() {
+        Ok(()) => encode(path, spec),
+        Err(source) => Err(Error::Spec { path: path.to_owned(), source }),
+    }
 }
 
 fn remove(path: &Path) -> Result<()> {

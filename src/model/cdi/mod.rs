@@ -104,10 +104,24 @@ pub fn file_name(claim_uid: &str) -> String {
     format!("{VENDOR}-{CLASS}_{claim_uid}.json")
 }
 
+/// The name that NVIDIA's driver gives to its file for the claim.
+pub fn predecessors_file_name(claim_uid: &str) -> String {
+    format!("{VENDOR}-{CLASS}_{claim_uid}.yaml")
+}
+
 /// The claim that a file of this name in the CDI directory belongs to; `None` if it is not ours.
 pub fn claim_of_file(file_name: &str) -> Option<&str> {
+    claim_of(file_name, ".json")
+}
+
+/// The claim that a file of this name belongs to; `None` if it is not one of NVIDIA's driver.
+pub fn claim_of_predecessors_file(file_name: &str) -> Option<&str> {
+    claim_of(file_name, ".yaml")
+}
+
+fn claim_of<'n>(file_name: &'n str, suffix: &str) -> Option<&'n str> {
     let rest = file_name.strip_prefix(VENDOR)?.strip_prefix('-')?.strip_prefix(CLASS)?;
-    rest.strip_prefix('_')?.strip_suffix(".json").filter(|uid| !uid.is_empty())
+    rest.strip_prefix('_')?.strip_suffix(suffix).filter(|uid| !uid.is_empty())
 }
 
 /// The device's name within the claim's kind; with the UID, since kinds are shared by all claims.

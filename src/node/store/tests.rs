@@ -136,6 +136,7 @@ fn what_a_killed_agent_was_writing_is_removed() {
     for stale in [
         "state/claims/.a.json.1-0.tmp",
         "cdi/.k8s.gpu.nvidia.com-claim_a.json.1-0.tmp",
+        "cdi/.k8s.gpu.nvidia.com-claim_a.yaml.1-0.tmp",
         "cdi/.someone-else.json.1-0.tmp",
         "cdi/spec.123.tmp",
     ] {
@@ -162,6 +163,35 @@ fn cdi_files_are_written_listed_and_removed() {
     disk.store.remove_spec("a").unwrap();
     disk.store.remove_spec("a").unwrap();
     assert_eq!(disk.list("cdi"), ["k8s.gpu.nvidia.com-claim_b.yaml", "nvidia.com-gpu.json"]);
+}
+
+#[test]
+fn the_files_of_nvidias_driver_become_ours() {
+    let disk = Disk::new();
+    let predecessor = Predecessor::new(&disk.path("state"), disk.store.clone());
+    assert_eq!(predecessor.read_checkpoint().unwrap(), None);
+    disk.write("state/checkpoint.json", "{}");
+    for name in ["claim_a.yaml", "claim_b.yaml", "claim_c.json", "claim_..yaml", "other.yaml"] {
+        disk.write(&format!("cdi/k8s.gpu.nvidia.com-{name}"), "theirs");
+    }
+    assert_eq!(predecessor.spec_uids().unwrap(), ["a", "b"]);
+    predecessor.replace_spec("a", &spec("a", 0)).unwrap();
+    predecessor.remove_spec("b").unwrap();
+    predecessor.remove_spec("b").unwrap();
+    assert_eq!(predecessor.spec_uids().unwrap(), [""; 0]);
+    assert_eq!(disk.store.spec_uids().unwrap(), ["a", "c"]);
+    assert_eq!(disk.mode("cdi/k8s.gpu.nvidia.com-claim_a.json"), 0o644);
+    let written = fs::read(disk.path("cdi/k8s.gpu.nvidia.com-claim_a.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Spec>(&written).unwrap(), spec("a", 0));
+
+    assert_eq!(predecessor.read_checkpoint().unwrap(), Some(b"{}".to_vec()));
+    let held = predecessor.lock().unwrap().unwrap();
+    assert!(predecessor.lock().unwrap().is_none());
+    drop(held);
+    predecessor.set_aside().unwrap();
+    assert_eq!(predecessor.read_checkpoint().unwrap(), None);
+    let state = ["checkpoint.json.adopted-by-kerf", "claims", "locks", "pu.lock"];
+    assert_eq!(disk.list("state"), state);
 }
 
 #[test]
