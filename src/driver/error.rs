@@ -3,7 +3,7 @@
 use crate::{
     cluster,
     driver::machine::Missing,
-    model::{claim, plan},
+    model::{claim, plan, takeover},
     node::{host, nvml, store},
 };
 
@@ -50,6 +50,22 @@ pub enum Error {
         /// Lock file.
         lock: String,
     },
+    /// NVIDIA's driver left something that Kerf cannot go on with; nothing was changed.
+    #[error(
+        "cannot take over `{file}` from NVIDIA's driver: {reason}; drain the node and remove the file, or go back \
+         to NVIDIA's driver"
+    )]
+    Takeover {
+        /// Its checkpoint.
+        file: String,
+        /// What is wrong with it.
+        reason: Box<takeover::Refusal>,
+    },
+    /// NVIDIA's driver prepares or unprepares a claim.
+    #[error(
+        "cannot take over from NVIDIA's driver while it is at work; remove its DaemonSet first"
+    )]
+    PredecessorWorks,
     /// The call was given up before anything was changed.
     #[error("the call was cancelled")]
     Cancelled,

@@ -8,6 +8,7 @@ pub mod machine;
 mod prepare;
 mod publish;
 mod recover;
+mod takeover;
 mod undo;
 
 use std::{

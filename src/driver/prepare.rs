@@ -11,7 +11,7 @@ use std::{
 use super::{Answer, Driver, Error, NAME, now};
 use crate::{
     model::{
-        cdi::{self, ClaimDevice},
+        cdi::{self, ClaimDevice, Spec},
         claim::{Allocation, ClaimRef},
         device::{self, Target},
         gpu::{Gpu, GpuInstance, GpuUuid, Inventory, Placement},
@@ -112,6 +112,7 @@ impl Driver {
             match &record.state {
                 _ if record.boot_id != self.boot_id => {}
                 State::Prepared { devices } if is_for(&record.plan, allocation) => {
+                    let record = self.named(&record, &allocation.claim)?;
                     return self.prepare_again(&nvml, &record, devices);
                 }
                 _ => self.undo(&record)?,
@@ -136,6 +137,16 @@ impl Driver {
                 Err(error)
             }
         }
+    }
+
+    /// The record under the claim's names, which one that was taken over may not have.
+    fn named(&self, record: &Record, claim: &ClaimRef) -> Result<Record, Error> {
+        let mut named = record.clone();
+        named.plan.claim.clone_from(claim);
+        if named != *record {
+            self.ledger.save(named.clone())?;
+        }
+        Ok(named)
     }
 
     /// Checks what was prepared and makes again what is missing. What is still there is not touched:
@@ -226,10 +237,14 @@ impl Driver {
         if devices.is_empty() {
             return Ok(());
         }
-        let files = self.machine.host().refreshed(&*self.machine.files()?)?;
-        let spec = cdi::claim_spec(&claim.uid, devices, &files, self.hook.as_deref());
+        let spec = self.spec(&claim.uid, devices)?;
         self.ledger.store().write_spec(&claim.uid, &spec)?;
         Ok(())
+    }
+
+    pub(super) fn spec(&self, uid: &str, devices: &[ClaimDevice]) -> Result<Spec, Error> {
+        let files = self.machine.host().refreshed(&*self.machine.files()?)?;
+        Ok(cdi::claim_spec(uid, devices, &files, self.hook.as_deref()))
     }
 
     /// One device: its UUID and what a container needs for it.

@@ -8,7 +8,7 @@ use crate::{
     model::{
         cdi::ClaimDevice,
         device::Target,
-        plan::PlannedDevice,
+        plan::{Plan, PlannedDevice},
         record::{PreparedDevice, Record, State},
     },
     node::store,
@@ -54,15 +54,20 @@ impl Driver {
         if devices.iter().all(|device| device.cdi.is_empty()) || store.has_spec(&claim.uid)? {
             return Ok(());
         }
-        let mut described = Vec::new();
-        for (planned, prepared) in record.plan.devices.iter().zip(devices) {
-            if prepared.cdi.is_empty() {
-                continue;
-            }
-            let Some(device) = self.describe(planned, prepared)? else { return Ok(()) };
-            described.push(device);
+        match self.describe_all(&record.plan, devices)? {
+            Some(described) => self.write_spec(claim, &described),
+            None => Ok(()),
         }
-        self.write_spec(claim, &described)
+    }
+
+    /// What a CDI file says of a plan's devices; `None` if one that it should name is not there.
+    pub(super) fn describe_all(
+        &self,
+        plan: &Plan,
+        devices: &[PreparedDevice],
+    ) -> Result<Option<Vec<ClaimDevice>>, Error> {
+        let named = plan.devices.iter().zip(devices).filter(|(_, device)| !device.cdi.is_empty());
+        named.map(|(planned, prepared)| self.describe(planned, prepared)).collect()
     }
 
     fn describe(
