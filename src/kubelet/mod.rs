@@ -4,6 +4,7 @@ mod dra;
 mod health;
 pub mod probe;
 mod registration;
+pub mod rival;
 mod socket;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc};

@@ -107,7 +107,7 @@ async fn call_own(registration: PathBuf, dra: PathBuf) -> Result<(), Status> {
     Ok(())
 }
 
-async fn connect(path: PathBuf) -> Result<Channel, tonic::transport::Error> {
+pub(super) async fn connect(path: PathBuf) -> Result<Channel, tonic::transport::Error> {
     let connect = move |_: Uri| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
