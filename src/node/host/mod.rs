@@ -5,13 +5,16 @@ mod files;
 mod nodes;
 mod proc;
 mod root;
+mod runtime;
 mod sys;
+mod toml;
 
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
+pub use self::runtime::bypasses;
 use thiserror::Error;
 
 use crate::model::cdi::{Access, HostFiles};

@@ -3,6 +3,7 @@
 mod files;
 mod kernel;
 mod nodes;
+mod runtime;
 
 use std::{
     fs::{self, File},
