@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    node::Args,
+    node::{AdoptMig, Args},
     report::{Phase, Reporter},
     standby,
 };
@@ -21,11 +21,11 @@ use crate::{
         AgentLock, Driver, NAME, Parts,
         machine::{Library, Machine},
     },
-    kubelet::{self, Doors, probe},
-    model::gpu::Inventory,
+    kubelet::{self, Doors, probe, rival},
+    model::{gpu::Inventory, plan::Origin},
     node::{
-        hook, lock, memory,
-        store::{Numbers, SetAside, Store},
+        hook, host, lock, memory,
+        store::{Numbers, Predecessor, SetAside, Store},
     },
     telemetry::{http, status},
 };
@@ -79,6 +79,7 @@ async fn serve(
 /// All that an agent has before it acts.
 struct Ready {
     state_dir: PathBuf,
+    host_root: PathBuf,
     boot_id: String,
     store: Store,
     cluster: Cluster,
@@ -98,7 +99,9 @@ impl Ready {
         let machine = Arc::new(Machine::new(machine.nvml_library.clone(), host));
         let reporter = Reporter::new(machine.clone(), boot_id.clone());
         let probed = watch::Sender::new(probe::Target::StandingBy);
-        let ready = Self { state_dir, boot_id, store, cluster, machine, reporter, probed };
+        let host_root = args.host_root.clone();
+        let ready =
+            Self { state_dir, host_root, boot_id, store, cluster, machine, reporter, probed };
         ready.answer_probes(args).await?;
         ready.machine.preload().await;
         Ok(ready)
@@ -143,6 +146,10 @@ impl Ready {
         self.install_hook(args, &events);
         let driver = Arc::new(self.driver(args, lock, &events)?);
         self.look(&driver, &events).await;
+        tokio::select! {
+            taken = self.take_over(args, &driver, &events) => taken?,
+            () = told.clone() => return Ok(()),
+        }
         driver.recover().await;
         let doors = Doors::open(&kubelet::Settings {
             registry: args.kubelet_registrar_directory_path.clone(),
@@ -207,6 +214,33 @@ impl Ready {
         }
     }
 
+    /// What NVIDIA's driver left becomes ours, once it is gone and before the kubelet can ask for it.
+    async fn take_over(
+        &self,
+        args: &Args,
+        driver: &Arc<Driver>,
+        events: &Events,
+    ) -> anyhow::Result<()> {
+        let directory = args.machine.plugin_dir();
+        rival::check(&args.kubelet_registrar_directory_path, &directory).await?;
+        let from = Predecessor::new(&directory, self.store.clone());
+        if !from.checkpoint().try_exists().unwrap_or(true) {
+            return Ok(());
+        }
+        // Only the GPUs tell what the names in it mean.
+        while matches!(&*self.machine.watch().borrow(), Library::Missing(_)) {
+            sleep(LOOK_FOR_DRIVER).await;
+            self.look(driver, events).await;
+        }
+        let mig = args.adopt_mig.map(|made| match made {
+            AdoptMig::Dynamic => Origin::Made,
+            AdoptMig::Static => Origin::Found,
+        });
+        let claims = driver.take_over(from, mig).await?;
+        tracing::info!(claims, "taken over from NVIDIA's DRA driver");
+        Ok(())
+    }
+
     fn driver(&self, args: &Args, lock: AgentLock, events: &Events) -> anyhow::Result<Driver> {
         let (records, mut unreadable) = self.store.records()?;
         let (numbers, spoilt) = self.store.numbers()?;
@@ -269,8 +303,12 @@ impl Ready {
         }
     }
 
-    /// One look at the GPUs; numbers that are new are kept for the rest of the boot.
+    /// One look at the machine; numbers of GPUs that are new are kept for the rest of the boot.
     async fn look(&self, driver: &Driver, events: &Events) {
+        for warning in self.reporter.warn(host::bypasses(&self.host_root)) {
+            tracing::warn!("{warning}");
+            events.warn_node("ClaimsBypassed", &warning);
+        }
         let (before, known) = (self.machine.numbers(), self.machine.inventory());
         self.machine.read().await;
         tell_of_gpus(&known, &self.machine.inventory(), events);

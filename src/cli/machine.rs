@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::node::host::Host;
+use crate::{driver::NAME, node::host::Host};
 
 /// Paths of the machine's parts, as this process sees them.
 #[derive(Clone, Debug, clap::Args)]
@@ -67,7 +67,11 @@ impl MachineArgs {
 
     /// The directory of records and locks.
     pub fn state_dir(&self) -> PathBuf {
-        let default = || self.kubelet_plugins_directory_path.join("gpu.nvidia.com");
-        self.state_dir.clone().unwrap_or_else(default)
+        self.state_dir.clone().unwrap_or_else(|| self.plugin_dir())
+    }
+
+    /// The directory of a driver of our name, and so of NVIDIA's.
+    pub fn plugin_dir(&self) -> PathBuf {
+        self.kubelet_plugins_directory_path.join(NAME)
     }
 }

@@ -38,6 +38,13 @@ pub struct Args {
     /// Address of /healthz and /readyz over HTTP, such as `:8080`; none if empty.
     #[arg(long, env = "HTTP_ENDPOINT", default_value = "")]
     pub http_endpoint: String,
+    /// The host's `/`, as this process sees it: the container runtime's configuration is read there.
+    #[arg(long, env = "HOST_ROOT", default_value = "/")]
+    pub host_root: PathBuf,
+    /// Who made the MIG devices of claims that are taken over from NVIDIA's driver, which does not
+    /// write that down.
+    #[arg(long, env = "ADOPT_MIG")]
+    pub adopt_mig: Option<AdoptMig>,
     /// The hook that CDI files name, as the host sees it; `kerf-cdi-hook` in the state directory if not
     /// given.
     #[arg(long, env = "NVIDIA_CDI_HOOK_PATH")]
@@ -51,6 +58,15 @@ pub struct Args {
     /// What to log: a level, or `target=level` pairs separated by commas.
     #[arg(long, env = "LOG", default_value = "info")]
     pub log: String,
+}
+
+/// Who made MIG devices that NVIDIA's driver prepared.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum AdoptMig {
+    /// NVIDIA's driver (feature gate DynamicMIG): they are destroyed with their claims.
+    Dynamic,
+    /// An administrator: they stay.
+    Static,
 }
 
 /// Form of the log.

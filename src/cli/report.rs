@@ -41,6 +41,7 @@ pub(super) struct Reporter {
     registration: watch::Sender<Registration>,
     published: watch::Sender<cluster::publish::Published>,
     server: Arc<Mutex<Option<watch::Receiver<Option<Server>>>>>,
+    warnings: Arc<Mutex<Vec<String>>>,
 }
 
 impl Reporter {
@@ -53,6 +54,7 @@ impl Reporter {
             registration: watch::Sender::default(),
             published: watch::Sender::default(),
             server: Arc::default(),
+            warnings: Arc::default(),
         }
     }
 
@@ -72,6 +74,14 @@ impl Reporter {
     ) -> watch::Sender<cluster::publish::Published> {
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
         self.published.clone()
+    }
+
+    /// Takes what somebody should see to now, one line each; returns what of it is new.
+    pub(super) fn warn(&self, warnings: Vec<String>) -> Vec<String> {
+        let mut known = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = warnings.iter().filter(|warning| !known.contains(warning)).cloned().collect();
+        *known = warnings;
+        new
     }
 
     fn phase(&self) -> Phase {
@@ -120,6 +130,7 @@ impl Reporter {
             kubelet: driver.is_some().then(|| self.kubelet()),
             published: driver.is_some().then(|| self.publishing()),
             not_served: self.not_served(),
+            warnings: self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             claims: ClaimStatus::of(&records, &self.boot_id),
         }
     }

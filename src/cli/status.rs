@@ -165,6 +165,9 @@ fn troubles(status: &Status, style: Style) -> String {
     for gpu in &status.not_served {
         line(&format!("GPU {} not served:", gpu.index), &gpu.reason);
     }
+    for warning in &status.warnings {
+        line("warning:", warning);
+    }
     text
 }
 

@@ -26,6 +26,8 @@ pub struct Status {
     pub published: Option<Published>,
     /// GPUs that no claim can use now.
     pub not_served: Vec<NotServed>,
+    /// What somebody should see to on this node, one line each.
+    pub warnings: Vec<String>,
     /// One for each claim and device, by claim.
     pub claims: Vec<ClaimStatus>,
 }

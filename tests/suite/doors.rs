@@ -143,28 +143,13 @@ async fn probes_call_the_sockets_for_real() {
     }
 }
 
-/// How an agent ends that cannot start, and the end of what it says.
-async fn refusal(
-    testbed: &Testbed,
-    change: impl FnOnce(&mut kerf_testbed::agent::AgentOptions),
-) -> String {
-    let mut options = testbed.agent_options("a").unwrap();
-    options.log = testbed.kubelet_root().join("refusal.log");
-    let _ = std::fs::remove_file(&options.log);
-    change(&mut options);
-    let agent = Agent::spawn(&options).unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(30), agent.wait()).await.unwrap().unwrap();
-    assert_eq!(ended.code(), Some(1));
-    agent.tail().lines().last().unwrap_or_default().to_owned()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_an_agent_from_its_doors_is_said_in_one_line() {
     let testbed = given::node(Model::L4, 1).start_without_agent().await.unwrap();
     let taken = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap();
     let _held = TcpListener::bind(("0.0.0.0", taken.port())).unwrap();
     assert_eq!(
-        refusal(&testbed, |options| options.healthcheck_port = taken.port()).await,
+        given::refusal(&testbed, |options| options.healthcheck_port = taken.port()).await,
         format!(
             "kerf: cannot listen on health port {}: Address already in use (os error 98)",
             taken.port()
@@ -174,7 +159,7 @@ async fn what_keeps_an_agent_from_its_doors_is_said_in_one_line() {
     std::fs::create_dir(&deep).unwrap();
     let path = deep.join("gpu.nvidia.com-a@reg.sock");
     assert_eq!(
-        refusal(&testbed, |options| options.registrar_dir = deep.clone()).await,
+        given::refusal(&testbed, |options| options.registrar_dir = deep.clone()).await,
         format!(
             "kerf: socket path `{}` is longer than 107 bytes; use a shorter kubelet directory",
             path.display()
@@ -182,15 +167,16 @@ async fn what_keeps_an_agent_from_its_doors_is_said_in_one_line() {
     );
     let nowhere = testbed.kubelet_root().join("nowhere");
     assert_eq!(
-        refusal(&testbed, |options| options.registrar_dir = nowhere.clone()).await,
+        given::refusal(&testbed, |options| options.registrar_dir = nowhere.clone()).await,
         format!(
             "kerf: cannot bind `{}`: No such file or directory (os error 2)",
             nowhere.join("gpu.nvidia.com-a@reg.sock").display()
         )
     );
     assert_eq!(
-        refusal(&testbed, |options| options.kubeconfig = PathBuf::from("/nowhere/kubeconfig"))
-            .await,
+        given::refusal(&testbed, |options| options.kubeconfig =
+            PathBuf::from("/nowhere/kubeconfig"))
+        .await,
         "kerf: connect to the API server with `/nowhere/kubeconfig`: failed to read kubeconfig from \
          '\"/nowhere/kubeconfig\"': No such file or directory (os error 2)"
     );

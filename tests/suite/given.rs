@@ -14,7 +14,10 @@ use kerf::model::{
     status::Status,
 };
 use kerf_nvml::node::{Model, NodeDescription};
-use kerf_testbed::node::{Builder, DRIVER, Testbed};
+use kerf_testbed::{
+    agent::{Agent, AgentOptions},
+    node::{Builder, DRIVER, Testbed},
+};
 use serde_json::{Value, json};
 
 /// A node of this many GPUs with the real agent.
@@ -119,6 +122,18 @@ pub(crate) fn readiness(address: SocketAddr) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
+}
+
+/// How an agent ends that cannot start, and the end of what it says.
+pub(crate) async fn refusal(testbed: &Testbed, change: impl FnOnce(&mut AgentOptions)) -> String {
+    let mut options = testbed.agent_options("a").unwrap();
+    options.log = testbed.kubelet_root().join("refusal.log");
+    let _ = std::fs::remove_file(&options.log);
+    change(&mut options);
+    let agent = Agent::spawn(&options).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(30), agent.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(1));
+    agent.tail().lines().last().unwrap_or_default().to_owned()
 }
 
 /// What the acting agent says of itself.

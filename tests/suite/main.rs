@@ -16,3 +16,4 @@ mod machine;
 mod publishing;
 mod random;
 mod reload;
+mod takeover;

@@ -49,6 +49,8 @@ pub struct AgentOptions {
     pub sys_root: PathBuf,
     /// Instead of `/`, for what is in `/dev`.
     pub dev_root: PathBuf,
+    /// Instead of `/`, for what configures the container runtime.
+    pub host_root: PathBuf,
     /// Where records go, if not where the agent puts them by itself.
     pub state_dir: Option<PathBuf>,
     /// UID of the pod that it runs in.
@@ -88,6 +90,7 @@ impl AgentOptions {
             ("--proc-root", self.proc_root.clone().into()),
             ("--sys-root", self.sys_root.clone().into()),
             ("--dev-root", self.dev_root.clone().into()),
+            ("--host-root", self.host_root.clone().into()),
             ("--pod-uid", self.pod_uid.clone().into()),
             ("--healthcheck-port", self.healthcheck_port.to_string().into()),
             ("--http-endpoint", self.http_endpoint.to_string().into()),
@@ -293,6 +296,7 @@ mod tests {
             proc_root: "/proc".into(),
             sys_root: "/sys".into(),
             dev_root: "/v".into(),
+            host_root: "/o".into(),
             state_dir: None,
             pod_uid: "uid".into(),
             healthcheck_port: 1,
@@ -325,8 +329,8 @@ mod tests {
         let ended = agent.while_running(std::future::pending::<()>()).await.unwrap_err();
         let expected = "the agent ended with exit status: 3:\nnone node --node-name node-a --kubeconfig /k \
             --kubelet-registrar-directory-path /r --kubelet-plugins-directory-path /p --cdi-root /c --nvml-library /n \
-            --driver-root /d --proc-root /proc --sys-root /sys --dev-root /v --pod-uid uid --healthcheck-port 1 \
-            --http-endpoint 127.0.0.1:2 --nvidia-driver-root /h --more\nbad\n";
+            --driver-root /d --proc-root /proc --sys-root /sys --dev-root /v --host-root /o --pod-uid uid \
+            --healthcheck-port 1 --http-endpoint 127.0.0.1:2 --nvidia-driver-root /h --more\nbad\n";
         assert_eq!(ended.to_string(), expected);
         assert!(agent.pid().is_err());
         assert!(agent.terminate().await.unwrap().code() == Some(3));

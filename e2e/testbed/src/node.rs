@@ -78,6 +78,11 @@ impl Testbed {
         self.run.path().join("cdi")
     }
 
+    /// What stands in for the host's `/`, where nothing is unless a test puts it there.
+    pub fn host_root(&self) -> PathBuf {
+        self.dir.path().join("h")
+    }
+
     /// The kubelet's directory.
     pub fn kubelet_root(&self) -> PathBuf {
         self.dir.path().join("k")
@@ -117,6 +122,7 @@ impl Testbed {
             proc_root: self.machine.proc_root(),
             sys_root: self.machine.sys_root(),
             dev_root: self.machine.dev_root(),
+            host_root: self.host_root(),
             state_dir: None,
             pod_uid: pod_uid.to_owned(),
             healthcheck_port: health.port(),

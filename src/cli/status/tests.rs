@@ -64,6 +64,7 @@ fn serving() -> Status {
             ..Published::default()
         }),
         not_served: vec![NotServed { index: 3, uuid: None, reason: "GPU is lost".to_owned() }],
+        warnings: Vec::new(),
         claims: ClaimStatus::of(&records(), BOOT),
     }
 }
@@ -85,6 +86,7 @@ fn an_agent_in_trouble() {
             ..Published::default()
         }),
         not_served: Vec::new(),
+        warnings: vec!["default runtime `nvidia` of containerd is NVIDIA's".to_owned()],
         claims: Vec::new(),
         ..serving()
     };

@@ -80,6 +80,7 @@ fn names_of_fields_stay() {
         kubelet: Some(KubeletStatus { registered: true, ..KubeletStatus::default() }),
         published: Some(Published { slices: 3, generation: 12, ..Published::default() }),
         not_served: vec![NotServed { index: 3, uuid: None, reason: "lost".to_owned() }],
+        warnings: vec!["default runtime `nvidia`".to_owned()],
         claims: ClaimStatus::of(&[record("a", "this", prepared())], "this").split_off(1),
         error: None,
     };
@@ -96,6 +97,7 @@ fn names_of_fields_stay() {
         "published":
             { "slices": 3, "generation": 12, "at": null, "error": null, "features": [] },
         "notServed": [{ "index": 3, "uuid": null, "reason": "lost" }],
+        "warnings": ["default runtime `nvidia`"],
         "claims": [{
             "namespace": "ml",
             "name": "a",
