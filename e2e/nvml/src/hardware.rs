@@ -14,6 +14,7 @@ use crate::{
     fault::Faults,
     files,
     node::{GpuDescription, NodeDescription, bus},
+    numbers::{Minors, Numbers},
     spec::{MigSpec, Spec},
     state::{Driver, GpuState},
 };
@@ -25,6 +26,7 @@ pub(crate) const MARKER: &str = "kerf-machine.json";
 pub(crate) struct Hardware {
     pub(crate) dir: PathBuf,
     pub(crate) node: NodeDescription,
+    pub(crate) numbers: Numbers,
     pub(crate) gpus: Vec<Gpu>,
     pub(crate) driver: Cell<Driver>,
     pub(crate) faults: Cell<Faults>,
@@ -42,6 +44,8 @@ pub(crate) struct Gpu {
 pub(crate) struct Facts {
     pub(crate) index: u32,
     pub(crate) minor: u32,
+    /// Of its instances' capabilities.
+    pub(crate) minors: Minors,
     pub(crate) uuid: String,
     pub(crate) serial: String,
     pub(crate) bus: u32,
@@ -51,13 +55,14 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    fn of(index: usize, gpu: &GpuDescription) -> io::Result<Self> {
+    fn of(index: usize, gpu: &GpuDescription, numbers: &Numbers) -> io::Result<Self> {
         let number = u32::try_from(index).map_err(io::Error::other)?;
-        let spec = gpu.model.spec();
+        let (spec, minor) = (gpu.model.spec(), gpu.minor.unwrap_or(number));
         let made = || format!("GPU-{}", uuid_of(spec.name, number));
         Ok(Self {
             index: number,
-            minor: gpu.minor.unwrap_or(number),
+            minor,
+            minors: numbers.instances(minor),
             uuid: gpu.uuid.clone().unwrap_or_else(made),
             serial: format!("13201230{number:05}"),
             bus: u32::try_from(bus(index)).map_err(io::Error::other)?,
@@ -110,11 +115,12 @@ impl Hardware {
         fs::create_dir_all(dir.join("state"))?;
         let dir = &dir.canonicalize()?;
         let driver = Driver { loaded: true, loads: 1, boot_id: new_boot_id()? };
+        let numbers = Numbers::of(node);
         let gpus = node.gpus.iter().enumerate().map(|(index, gpu)| {
             let on = gpu.mig_enabled && gpu.model.has_mig();
             let state = GpuState { mig: (on, on), ..GpuState::default() };
             Ok(Gpu {
-                facts: Facts::of(index, gpu)?,
+                facts: Facts::of(index, gpu, &numbers)?,
                 state: Cell::create(&gpu_file(dir, index), &state)?,
             })
         });
@@ -122,6 +128,7 @@ impl Hardware {
             dir: dir.clone(),
             node: node.clone(),
             gpus: gpus.collect::<io::Result<_>>()?,
+            numbers,
             driver: Cell::create(&dir.join("state/driver"), &driver)?,
             faults: Cell::create(&dir.join("state/faults"), &Faults::default())?,
             events: Cell::create(&dir.join("state/events"), &Events::default())?,
@@ -135,11 +142,16 @@ impl Hardware {
     /// Opens a machine that was made before.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let node: NodeDescription = serde_json::from_slice(&fs::read(dir.join(MARKER))?)?;
+        let numbers = Numbers::of(&node);
         let gpus = node.gpus.iter().enumerate().map(|(index, gpu)| {
-            Ok(Gpu { facts: Facts::of(index, gpu)?, state: Cell::open(&gpu_file(dir, index))? })
+            Ok(Gpu {
+                facts: Facts::of(index, gpu, &numbers)?,
+                state: Cell::open(&gpu_file(dir, index))?,
+            })
         });
         Ok(Self {
             gpus: gpus.collect::<io::Result<_>>()?,
+            numbers,
             driver: Cell::open(&dir.join("state/driver"))?,
             faults: Cell::open(&dir.join("state/faults"))?,
             events: Cell::open(&dir.join("state/events"))?,

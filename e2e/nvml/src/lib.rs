@@ -16,6 +16,7 @@ mod library;
 pub mod machine;
 mod mig;
 pub mod node;
+mod numbers;
 mod spec;
 mod state;
 

@@ -11,6 +11,10 @@ pub struct NodeDescription {
     pub cuda: u32,
     /// At most 16.
     pub gpus: Vec<GpuDescription>,
+    /// Whether real containers are to run on it, with device nodes that open and a library that answers
+    /// inside. Such a machine has no display: neither `nvidia-modeset` nor DRM.
+    #[serde(default)]
+    pub for_containers: bool,
 }
 
 /// One GPU.
@@ -111,7 +115,7 @@ impl NodeDescription {
             uuid: None,
         };
         let gpus = models.iter().enumerate().map(gpu).collect();
-        Self { driver: "580.95.05".to_owned(), cuda: 13000, gpus }
+        Self { driver: "580.95.05".to_owned(), cuda: 13000, gpus, for_containers: false }
     }
 
     /// The same with MIG mode on wherever there is MIG.
@@ -120,6 +124,11 @@ impl NodeDescription {
             gpu.mig_enabled = gpu.model.has_mig();
         }
         self
+    }
+
+    /// The same for real containers, which only root can make.
+    pub fn for_containers(self) -> Self {
+        Self { for_containers: true, ..self }
     }
 }
 

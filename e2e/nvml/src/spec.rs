@@ -104,9 +104,20 @@ impl MigSpec {
     /// The id that the driver gives an instance at this place: nodes of a binary tree over the
     /// smallest placements, numbered level by level from the whole down.
     pub(crate) fn instance_id(&self, start: u32, size: u32) -> u32 {
-        let leaves = self.memory_slices / self.unit;
-        let nodes = leaves / (size / self.unit).max(1);
+        let nodes = self.leaves() / (size / self.unit).max(1);
         nodes - 1 + start / size.max(1)
+    }
+
+    /// First placement and number of placements, counted in the smallest, that an id stands for.
+    pub(crate) fn place(&self, id: u32) -> (u32, u32) {
+        let nodes = 1 << (id + 1).ilog2();
+        let size = self.leaves() / nodes;
+        ((id + 1 - nodes) * size, size)
+    }
+
+    /// How many of the smallest placements there are side by side.
+    pub(crate) fn leaves(&self) -> u32 {
+        self.memory_slices / self.unit
     }
 }
 
@@ -185,6 +196,18 @@ mod tests {
         assert_eq!(ids(Model::H100_80, &eight), [0, 1, 2, 3, 6, 7, 13]);
         assert_eq!(ids(Model::A30, &[(0, 4), (0, 2), (2, 2), (0, 1), (3, 1)]), [0, 1, 2, 3, 6]);
         assert_eq!(ids(Model::RtxPro6000, &[(0, 12), (6, 6), (0, 3), (9, 3)]), [0, 2, 3, 6]);
+    }
+
+    #[test]
+    fn an_instance_id_tells_its_place() {
+        for mig in Model::ALL.iter().filter_map(|model| model.spec().mig.as_ref()) {
+            for profile in mig.profiles {
+                for start in profile.starts {
+                    let place = mig.place(mig.instance_id(*start, profile.size));
+                    assert_eq!(place, (start / mig.unit, profile.size / mig.unit));
+                }
+            }
+        }
     }
 
     #[test]

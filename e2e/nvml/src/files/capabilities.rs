@@ -11,20 +11,9 @@ use std::{
 use super::{put, unless};
 use crate::{
     hardware::{Facts, Hardware},
+    numbers::{Capability, Numbers},
     state::{GpuState, Instance},
 };
-
-const CONFIG: u32 = 1;
-const MONITOR: u32 = 2;
-
-/// Minor number of a GPU instance's capability, as the driver numbers them.
-fn instance_minor(gpu: u32, instance: u32) -> u32 {
-    3 + gpu * 135 + instance * 9
-}
-
-fn compute_minor(gpu: u32, instance: u32, compute: u32) -> u32 {
-    instance_minor(gpu, instance) + 1 + compute
-}
 
 fn text(minor: u32, mode: u32) -> String {
     format!("DeviceFileMinor: {minor}\nDeviceFileMode: {mode}\nDeviceFileModify: 1\n")
@@ -37,32 +26,31 @@ fn mig_dir(dir: &Path, facts: &Facts) -> PathBuf {
 /// All capabilities of a driver that was just loaded.
 pub(super) fn lay_out(hardware: &Hardware) -> io::Result<()> {
     let root = hardware.dir.join("proc/driver/nvidia/capabilities");
-    put(&root.join("mig/config"), 0o400, text(CONFIG, 0o400))?;
-    put(&root.join("mig/monitor"), 0o444, text(MONITOR, 0o444))?;
+    put(&root.join("mig/config"), 0o400, text(hardware.numbers.config, 0o400))?;
+    put(&root.join("mig/monitor"), 0o444, text(hardware.numbers.monitor, 0o444))?;
     for gpu in hardware.gpus.iter().filter(|gpu| gpu.facts.spec.mig.is_some()) {
         let shown = Shown::of(&hardware.dir, &gpu.facts);
         fs::create_dir_all(shown.mig)?;
         fs::create_dir_all(shown.shelf)?;
     }
-    put(&hardware.dir.join("proc/driver/nvidia-caps/mig-minors"), 0o444, minors())?;
+    put(
+        &hardware.dir.join("proc/driver/nvidia-caps/mig-minors"),
+        0o444,
+        minors(&hardware.numbers),
+    )?;
     for gpu in &hardware.gpus {
         repair(&hardware.dir, &gpu.facts, &*gpu.state.read()?)?;
     }
     Ok(())
 }
 
-/// Every minor that there can be, whether it exists or not: 32 GPUs, 15 GPU instances, 8 compute
-/// instances.
-fn minors() -> String {
-    let mut text = format!("config {CONFIG}\nmonitor {MONITOR}\n");
-    for (gpu, gi) in (0..32).flat_map(|gpu| (0..15).map(move |gi| (gpu, gi))) {
-        let minor = instance_minor(gpu, gi);
+/// Every minor that there can be, whether it exists or not.
+fn minors(numbers: &Numbers) -> String {
+    let mut text = format!("config {}\nmonitor {}\n", numbers.config, numbers.monitor);
+    for (gpu, (gi, ci), minor) in numbers.all() {
+        let compute = ci.map_or(String::new(), |ci| format!("/ci{ci}"));
         // Writing to a String does not fail.
-        let _ = writeln!(text, "gpu{gpu}/gi{gi}/access {minor}");
-        for ci in 0..8 {
-            let minor = compute_minor(gpu, gi, ci);
-            let _ = writeln!(text, "gpu{gpu}/gi{gi}/ci{ci}/access {minor}");
-        }
+        let _ = writeln!(text, "gpu{gpu}/gi{gi}{compute}/access {minor}");
     }
     text
 }
@@ -116,9 +104,6 @@ fn sweep(dir: &Path, kept: &[PathBuf]) -> io::Result<()> {
     Ok(())
 }
 
-/// Ids of a GPU instance, and of a compute instance in it.
-type Capability = (u32, Option<u32>);
-
 /// Those of a state, each GPU instance before its compute instances.
 fn capabilities(state: &GpuState) -> Vec<Capability> {
     let of = |gi: &Instance| {
@@ -152,11 +137,7 @@ impl<'f> Shown<'f> {
     }
 
     fn make(&self, one: Capability) -> io::Result<()> {
-        let minor = match one {
-            (gi, None) => instance_minor(self.facts.minor, gi),
-            (gi, Some(ci)) => compute_minor(self.facts.minor, gi, ci),
-        };
-        put(&self.path(one).join("access"), 0o444, text(minor, 0o444))
+        put(&self.path(one).join("access"), 0o444, text(self.facts.minors.of(one), 0o444))
     }
 
     fn hide(&self, one: Capability) -> io::Result<()> {

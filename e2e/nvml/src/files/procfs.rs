@@ -7,12 +7,10 @@ use std::{
 };
 
 use super::{capabilities, put, unless};
-use crate::hardware::{Facts, Hardware};
-
-/// Major numbers that the driver has, `nvidia-caps` among those that the kernel gives out.
-pub(crate) const NVIDIA: u32 = 195;
-pub(crate) const NVIDIA_UVM: u32 = 510;
-pub(crate) const NVIDIA_CAPS: u32 = 511;
+use crate::{
+    hardware::{Facts, Hardware},
+    numbers::Numbers,
+};
 
 /// All of it, with or without a driver as the machine's state says.
 pub(crate) fn lay_out(hardware: &Hardware) -> io::Result<()> {
@@ -20,7 +18,7 @@ pub(crate) fn lay_out(hardware: &Hardware) -> io::Result<()> {
     let driver = hardware.driver.read()?;
     put(&proc.join("sys/kernel/random/boot_id"), 0o644, format!("{}\n", driver.boot_id))?;
     put(&proc.join("sys/kernel/osrelease"), 0o644, "6.8.0-60-generic\n")?;
-    put(&proc.join("devices"), 0o644, devices(driver.loaded))?;
+    put(&proc.join("devices"), 0o644, devices(hardware, driver.loaded))?;
     remove_processes(&proc)?;
     unless(NotFound, fs::remove_dir_all(proc.join("driver/nvidia")))?;
     unless(NotFound, fs::remove_dir_all(proc.join("driver/nvidia-caps")))?;
@@ -61,16 +59,32 @@ fn remove_processes(proc: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn devices(driver: bool) -> String {
+fn devices(hardware: &Hardware, driver: bool) -> String {
     let mut text = "Character devices:\n  1 mem\n  5 /dev/tty\n 10 misc\n".to_owned();
     if driver {
-        for name in ["nvidia", "nvidia-modeset", "nvidiactl"] {
-            text += &format!("{NVIDIA} {name}\n");
+        for (major, name) in owners(hardware) {
+            text += &format!("{major:3} {name}\n");
         }
-        text += "226 drm\n";
-        text += &format!("{NVIDIA_UVM} nvidia-uvm\n{NVIDIA_CAPS} nvidia-caps\n");
     }
     text + "\nBlock devices:\n259 blkext\n"
+}
+
+/// Who owns which major number.
+fn owners(hardware: &Hardware) -> Vec<(u32, &'static str)> {
+    let Numbers { nvidia, uvm, caps, .. } = hardware.numbers;
+    let all = [
+        (nvidia, "nvidia"),
+        (nvidia, "nvidia-modeset"),
+        (nvidia, "nvidiactl"),
+        (226, "drm"),
+        (uvm, "nvidia-uvm"),
+        (caps, "nvidia-caps"),
+    ];
+    let mut owners = all.to_vec();
+    owners.retain(|(_, name)| {
+        !hardware.node.for_containers || !["nvidia-modeset", "drm"].contains(name)
+    });
+    owners
 }
 
 fn version(driver: &str) -> String {

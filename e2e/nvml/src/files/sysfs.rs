@@ -1,6 +1,10 @@
 //! sysfs: where each GPU is plugged in.
 
-use std::{fs, io, os::unix::fs::symlink, path::Path};
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 use super::put;
 use crate::hardware::{Facts, Hardware};
@@ -13,12 +17,16 @@ const VENDOR: &str = "0x10de\n";
 pub(super) fn lay_out(sys: &Path, hardware: &Hardware) -> io::Result<()> {
     fs::create_dir_all(sys.join("bus/pci/devices"))?;
     for gpu in &hardware.gpus {
-        plug_in(sys, &gpu.facts)?;
+        let dir = plug_in(sys, &gpu.facts)?;
+        if !hardware.node.for_containers {
+            show(&dir, &gpu.facts)?;
+        }
     }
     Ok(())
 }
 
-fn plug_in(sys: &Path, facts: &Facts) -> io::Result<()> {
+/// The answer is the device's directory.
+fn plug_in(sys: &Path, facts: &Facts) -> io::Result<PathBuf> {
     let address = facts.address();
     let place = match &facts.pcie_root {
         Some(root) => format!("devices/{root}/0000:{:02x}:01.0/{address}", facts.bus - 1),
@@ -30,14 +38,17 @@ fn plug_in(sys: &Path, facts: &Facts) -> io::Result<()> {
     put(&dir.join("vendor"), 0o444, VENDOR)?;
     put(&dir.join("device"), 0o444, format!("0x{:04x}\n", facts.spec.pci_device))?;
     put(&dir.join("numa_node"), 0o644, format!("{numa}\n"))?;
+    symlink(format!("../../../{place}"), sys.join("bus/pci/devices").join(address))?;
+    Ok(dir)
+}
+
+/// What DRM makes of a GPU.
+fn show(dir: &Path, facts: &Facts) -> io::Result<()> {
     for name in [format!("card{}", facts.index + 1), format!("renderD{}", 128 + facts.index)] {
-        put(
-            &dir.join("drm").join(&name).join("dev"),
-            0o444,
-            format!("226:{}\n", drm_minor(&name)),
-        )?;
+        let number = format!("226:{}\n", drm_minor(&name));
+        put(&dir.join("drm").join(&name).join("dev"), 0o444, number)?;
     }
-    symlink(format!("../../../{place}"), sys.join("bus/pci/devices").join(address))
+    Ok(())
 }
 
 /// The number at the end of a DRM node's name.

@@ -231,3 +231,28 @@ fn the_files_are_where_programs_look() {
         assert!(node.file_type().is_char_device());
     }
 }
+
+/// Numbers of nodes as the files in procfs and the nodes themselves have them.
+#[test]
+fn a_machine_for_containers_has_other_numbers_and_no_display() {
+    let models = [Model::H100_80, Model::T4, Model::A30];
+    let node = NodeDescription::mixed(&models).with_mig_enabled().for_containers();
+    let rig = Rig::of(&node);
+    let proc = rig.machine.proc_root();
+    let read = |path: &str| fs::read_to_string(proc.join(path)).unwrap();
+    let devices = read("devices");
+    let named = devices.lines().filter(|line| line.contains("nvidia") || line.contains("drm"));
+    let expected = ["  4 nvidia", "  4 nvidiactl", "  7 nvidia-uvm", "  4 nvidia-caps"];
+    assert_eq!(named.collect::<Vec<_>>(), expected);
+
+    rig.machine.create_instance(2, 5, 2, true).unwrap();
+    let minors = read("driver/nvidia-caps/mig-minors");
+    for (name, minor) in [("gpu2/mig/gi2/access", 20), ("gpu2/mig/gi2/ci0/access", 25)] {
+        let access = read(&format!("driver/nvidia/capabilities/{name}"));
+        assert!(access.starts_with(&format!("DeviceFileMinor: {minor}\n")), "{name}: {access}");
+        let listed = format!("{} {minor}", name.replace("mig/", ""));
+        assert!(minors.lines().any(|line| line == listed), "{listed}: {minors}");
+    }
+    assert!(!minors.contains("gpu1/"), "a T4 has no instances: {minors}");
+    assert!(!rig.machine.sys_root().join("bus/pci/devices/0000:07:00.0/drm").exists());
+}
