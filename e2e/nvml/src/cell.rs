@@ -1,5 +1,6 @@
 //! A value in a file that processes share: a look costs one `pread` while nobody has changed it, a
-//! change is one `pwrite` under a lock, so that whoever is killed leaves the old or the new value.
+//! change is one `pwrite` under a lock, so that whoever is killed leaves the old or the new value. The
+//! file is never replaced: it may have other names, and be mounted elsewhere by itself.
 
 use std::{
     fs::{File, OpenOptions},
@@ -35,6 +36,11 @@ impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Cell<T> {
     /// The value of a file that exists.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self::of(OpenOptions::new().read(true).write(true).open(path)?))
+    }
+
+    /// The same, for who may not change it.
+    pub(crate) fn open_to_read(path: &Path) -> io::Result<Self> {
+        Ok(Self::of(File::open(path)?))
     }
 
     fn of(file: File) -> Self {

@@ -7,12 +7,14 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Serialize, de::DeserializeOwned};
+
 use crate::{
     cell::Cell,
     code::Code,
     event::Events,
     fault::Faults,
-    files,
+    files, guest,
     node::{GpuDescription, NodeDescription, bus},
     numbers::{Minors, Numbers},
     spec::{MigSpec, Spec},
@@ -25,6 +27,8 @@ pub(crate) const MARKER: &str = "kerf-machine.json";
 /// A machine.
 pub(crate) struct Hardware {
     pub(crate) dir: PathBuf,
+    /// Whether it is seen from inside a container.
+    pub(crate) guest: bool,
     pub(crate) node: NodeDescription,
     pub(crate) numbers: Numbers,
     pub(crate) gpus: Vec<Gpu>,
@@ -121,41 +125,53 @@ impl Hardware {
             let state = GpuState { mig: (on, on), ..GpuState::default() };
             Ok(Gpu {
                 facts: Facts::of(index, gpu, &numbers)?,
-                state: Cell::create(&gpu_file(dir, index), &state)?,
+                state: Cell::create(&state_file(dir, &format!("gpu{index}")), &state)?,
             })
         });
         let hardware = Self {
             dir: dir.clone(),
+            guest: false,
             node: node.clone(),
             gpus: gpus.collect::<io::Result<_>>()?,
             numbers,
-            driver: Cell::create(&dir.join("state/driver"), &driver)?,
-            faults: Cell::create(&dir.join("state/faults"), &Faults::default())?,
-            events: Cell::create(&dir.join("state/events"), &Events::default())?,
+            driver: Cell::create(&state_file(dir, "driver"), &driver)?,
+            faults: Cell::create(&state_file(dir, "faults"), &Faults::default())?,
+            events: Cell::create(&state_file(dir, "events"), &Events::default())?,
         };
         files::lay_out(&hardware)?;
         let mut marker = fs::File::create(dir.join(MARKER))?;
         marker.write_all(&serde_json::to_vec_pretty(node)?)?;
+        if node.for_containers {
+            guest::share(&hardware)?;
+        }
         Ok(hardware)
     }
 
     /// Opens a machine that was made before.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
-        let node: NodeDescription = serde_json::from_slice(&fs::read(dir.join(MARKER))?)?;
+        Self::load(&Files { dir, guest: false })
+    }
+
+    /// Opens what was mounted of a machine into this container.
+    pub(crate) fn open_as_guest(dir: &Path) -> io::Result<Self> {
+        Self::load(&Files { dir, guest: true })
+    }
+
+    fn load(files: &Files<'_>) -> io::Result<Self> {
+        let node: NodeDescription = serde_json::from_slice(&fs::read(files.description())?)?;
         let numbers = Numbers::of(&node);
         let gpus = node.gpus.iter().enumerate().map(|(index, gpu)| {
-            Ok(Gpu {
-                facts: Facts::of(index, gpu, &numbers)?,
-                state: Cell::open(&gpu_file(dir, index))?,
-            })
+            let facts = Facts::of(index, gpu, &numbers)?;
+            Ok(Gpu { facts, state: files.cell(&format!("gpu{index}"))? })
         });
         Ok(Self {
             gpus: gpus.collect::<io::Result<_>>()?,
             numbers,
-            driver: Cell::open(&dir.join("state/driver"))?,
-            faults: Cell::open(&dir.join("state/faults"))?,
-            events: Cell::open(&dir.join("state/events"))?,
-            dir: dir.to_owned(),
+            driver: files.cell("driver")?,
+            faults: files.cell("faults")?,
+            events: files.cell("events")?,
+            dir: files.dir.to_owned(),
+            guest: files.guest,
             node,
         })
     }
@@ -172,20 +188,47 @@ impl Hardware {
         gpu: &Gpu,
         change: impl FnOnce(&Facts, &mut GpuState) -> Result<R, Code>,
     ) -> Result<R, Code> {
+        self.allowed()?;
         gpu.state.update(
             |state| change(&gpu.facts, state),
             |old, new| files::capabilities::update(&self.dir, &gpu.facts, old, new),
         )
     }
 
-    /// The state of all GPUs, in the order of their index.
+    /// The state of all GPUs that are seen, in the order of their index.
     pub(crate) fn states(&self) -> io::Result<Vec<Arc<GpuState>>> {
-        self.gpus.iter().map(|gpu| gpu.state.read()).collect()
+        self.seen().map(|gpu| self.state(gpu)).collect()
     }
 }
 
-fn gpu_file(dir: &Path, index: usize) -> PathBuf {
-    dir.join(format!("state/gpu{index}"))
+/// Where a machine keeps what changes.
+pub(crate) fn state_file(dir: &Path, name: &str) -> PathBuf {
+    dir.join("state").join(name)
+}
+
+/// The files of a machine that exists, under their own names or those that they have in a container.
+struct Files<'d> {
+    dir: &'d Path,
+    guest: bool,
+}
+
+impl Files<'_> {
+    fn description(&self) -> PathBuf {
+        match self.guest {
+            true => self.dir.join(guest::shared_name(guest::DESCRIPTION)),
+            false => self.dir.join(MARKER),
+        }
+    }
+
+    fn cell<T>(&self, name: &str) -> io::Result<Cell<T>>
+    where
+        T: Serialize + DeserializeOwned + Clone + PartialEq,
+    {
+        match self.guest {
+            true => Cell::open_to_read(&self.dir.join(guest::shared_name(name))),
+            false => Cell::open(&state_file(self.dir, name)),
+        }
+    }
 }
 
 /// A boot's id, as the kernel makes one.

@@ -11,6 +11,7 @@ pub mod elf;
 mod event;
 mod fault;
 mod files;
+mod guest;
 mod hardware;
 mod library;
 pub mod machine;

@@ -18,7 +18,7 @@ pub(crate) use handle::{Handle, Kind};
 use crate::{
     code::Code,
     fault::Effect,
-    files,
+    files, guest,
     hardware::{Gpu, Hardware, MARKER},
     state::{Compute, GpuState, Instance},
 };
@@ -61,8 +61,7 @@ pub(crate) struct Device<'s> {
 /// `nvmlInit`: nothing but a count while it is initialised.
 pub(crate) fn init(function: &'static str) -> u32 {
     guarded(|| {
-        let machine = find_machine().ok_or(Code::DRIVER_NOT_LOADED)?;
-        let hardware = Hardware::open(&machine)?;
+        let hardware = open_machine()?;
         let after = strike(&hardware, function, None)?;
         let answer = enter(hardware);
         after.finish();
@@ -77,6 +76,7 @@ fn enter(hardware: Hardware) -> Result<(), Code> {
         if !driver.loaded {
             return Err(Code::DRIVER_NOT_LOADED);
         }
+        hardware.reachable()?;
         repair(&hardware)?;
         let number = SESSIONS.fetch_add(1, Ordering::Relaxed).to_le_bytes()[0];
         let loads = driver.loads;
@@ -89,6 +89,9 @@ fn enter(hardware: Hardware) -> Result<(), Code> {
 
 /// A process may have been killed between a change and the files that show it; hardware cannot be.
 fn repair(hardware: &Hardware) -> Result<(), Code> {
+    if hardware.guest {
+        return Ok(());
+    }
     for gpu in &hardware.gpus {
         files::capabilities::repair(&hardware.dir, &gpu.facts, &*gpu.state.read()?)?;
     }
@@ -214,7 +217,10 @@ impl Session {
     pub(crate) fn present(&self, index: usize) -> Result<Present<'_>, Code> {
         self.alive()?;
         let gpu = self.hardware.gpus.get(index).ok_or(Code::INVALID_ARGUMENT)?;
-        let state = gpu.state.read()?;
+        if !self.hardware.sees(&gpu.facts) {
+            return Err(Code::INVALID_ARGUMENT);
+        }
+        let state = self.hardware.state(gpu)?;
         if state.lost { Err(Code::GPU_IS_LOST) } else { Ok(Present { session: self, gpu, state }) }
     }
 }
@@ -255,7 +261,8 @@ impl After {
 /// Counts the call and lets happen what is to happen to it.
 fn strike(hardware: &Hardware, function: &str, gpu: Option<usize>) -> Result<After, Code> {
     let faults = hardware.faults.read()?;
-    if !faults.watching() {
+    // A container can count no calls, so nothing is meant for it.
+    if hardware.guest || !faults.watching() {
         return Ok(After { kill: false });
     }
     let tell = |faults: &mut crate::fault::Faults| {
@@ -273,11 +280,18 @@ fn strike(hardware: &Hardware, function: &str, gpu: Option<usize>) -> Result<Aft
     Ok(After { kill: false })
 }
 
-/// The machine that this library lies in, else the one that the environment names.
-fn find_machine() -> Option<PathBuf> {
+/// The machine that this library lies in, else the one that the environment names, else what this
+/// container was given of one.
+fn open_machine() -> Result<Hardware, Code> {
+    let own = own_file();
     let marked = |dir: &&Path| dir.join(MARKER).is_file();
-    let around = own_file().and_then(|file| file.ancestors().find(marked).map(Path::to_owned));
-    around.or_else(|| std::env::var_os(MACHINE).map(PathBuf::from))
+    let around = own.as_deref().and_then(|file| file.ancestors().find(marked));
+    let named = || std::env::var_os(MACHINE).map(PathBuf::from);
+    if let Some(machine) = around.map(Path::to_owned).or_else(named) {
+        return Ok(Hardware::open(&machine)?);
+    }
+    let mounted = own.as_deref().and_then(guest::around);
+    Ok(Hardware::open_as_guest(&mounted.ok_or(Code::DRIVER_NOT_LOADED)?)?)
 }
 
 /// The file that this code was loaded from, as the kernel knows it.

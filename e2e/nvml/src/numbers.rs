@@ -7,6 +7,9 @@
 
 use crate::{node::NodeDescription, spec::MigSpec};
 
+/// The minor number of `/dev/nvidiactl`.
+pub(crate) const CONTROL: u32 = 255;
+
 /// Ids of a GPU instance, and of a compute instance in it.
 pub(crate) type Capability = (u32, Option<u32>);
 

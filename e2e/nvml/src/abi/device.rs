@@ -214,10 +214,17 @@ impl Device<'_> {
 
     /// Among all GPUs, or among the MIG devices of one.
     fn index(&self) -> Result<u32, Code> {
-        let Some((_, ci)) = self.compute()? else { return Ok(self.facts().index) };
-        let before =
-            self.present.state.devices().take_while(|(_, other)| other.serial != ci.serial);
-        u32::try_from(before.count()).or(Err(Code::UNKNOWN))
+        let before = match self.compute()? {
+            Some((_, ci)) => {
+                let devices = self.present.state.devices();
+                devices.take_while(|(_, other)| other.serial != ci.serial).count()
+            }
+            None => {
+                let gpus = self.present.session.hardware.seen();
+                gpus.take_while(|gpu| gpu.facts.index < self.facts().index).count()
+            }
+        };
+        u32::try_from(before).or(Err(Code::UNKNOWN))
     }
 
     /// Bytes in all, kept by the driver, and used by processes.

@@ -100,6 +100,7 @@ export! {
         instance: Opaque, profile: c_uint, count: Out<'_, c_uint>,
     ) = |name| {
         on_instance(name, instance.handle(), |gpu, gi| {
+            gpu.session.hardware.allowed()?;
             give(count, mig::remaining_compute(&gpu.gpu.facts, &gpu.state, gi.serial, profile)?)
         })
     };

@@ -101,6 +101,7 @@ export! {
         device: Opaque, id: c_uint, count: Out<'_, c_uint>,
     ) = |name| {
         on_gpu(name, device.handle(), |gpu| {
+            gpu.session.hardware.allowed()?;
             give(count, mig::remaining(&gpu.gpu.facts, &gpu.state, id)?)
         })
     };
@@ -118,8 +119,8 @@ impl Present<'_> {
 
 /// A MIG device by its UUID, or as drivers before R470 named it: `MIG-GPU-…/<gi>/<ci>`.
 pub(super) fn by_uuid(session: &Session, uuid: &str) -> Result<Opaque, Code> {
-    for index in 0..session.hardware.gpus.len() {
-        let present = match session.present(index) {
+    for gpu in session.hardware.seen() {
+        let present = match session.present(gpu.facts.index as usize) {
             Err(Code::GPU_IS_LOST) if session.alive().is_ok() => continue,
             present => present?,
         };

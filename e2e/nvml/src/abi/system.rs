@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     code::Code,
+    hardware::Facts,
     library::{Session, init, on_system, shutdown},
 };
 
@@ -54,7 +55,7 @@ export! {
     fn nvmlDeviceGetHandleBySerial(serial: Text, device: Out<'_, Opaque>) = |name| {
         on_system(name, |session| {
             let serial = serial.get()?;
-            gpu(session, device, |index| session.hardware.gpus[index].facts.serial == serial)
+            gpu(session, device, |facts| facts.serial == serial)
         })
     };
     fn nvmlDeviceGetHandleByPciBusId(address: Text, device: Out<'_, Opaque>) = |name| {
@@ -69,7 +70,7 @@ export! {
             if uuid.starts_with("MIG-") {
                 return give(device, super::mig::by_uuid(session, &uuid)?);
             }
-            gpu(session, device, |index| session.hardware.gpus[index].facts.uuid == uuid)
+            gpu(session, device, |facts| facts.uuid == uuid)
         })
     };
 }
@@ -82,14 +83,15 @@ fn cuda(name: &'static str, version: Out<'_, c_int>) -> u32 {
 
 fn gpus(name: &'static str, count: Out<'_, c_uint>) -> u32 {
     on_system(name, |session| {
-        give(count, c_uint::try_from(session.hardware.gpus.len()).or(Err(Code::UNKNOWN))?)
+        give(count, c_uint::try_from(session.hardware.seen().count()).or(Err(Code::UNKNOWN))?)
     })
 }
 
 fn by_index(name: &'static str, index: c_uint, device: Out<'_, Opaque>) -> u32 {
     on_system(name, |session| {
-        session.present(index as usize)?;
-        give(device, session.gpu(index))
+        let found = session.hardware.seen().nth(index as usize).ok_or(Code::INVALID_ARGUMENT)?;
+        session.present(found.facts.index as usize)?;
+        give(device, session.gpu(found.facts.index))
     })
 }
 
@@ -98,9 +100,7 @@ fn by_address(name: &'static str, address: &Text, device: Out<'_, Opaque>) -> u3
     on_system(name, |session| {
         let wanted = address.get()?.to_lowercase();
         let wanted = wanted.trim_start_matches('0');
-        gpu(session, device, |index| {
-            session.hardware.gpus[index].facts.address().trim_start_matches('0') == wanted
-        })
+        gpu(session, device, |facts| facts.address().trim_start_matches('0') == wanted)
     })
 }
 
@@ -108,9 +108,9 @@ fn by_address(name: &'static str, address: &Text, device: Out<'_, Opaque>) -> u3
 fn gpu(
     session: &Session,
     device: Out<'_, Opaque>,
-    meant: impl Fn(usize) -> bool,
+    meant: impl Fn(&Facts) -> bool,
 ) -> Result<(), Code> {
-    let index = (0..session.hardware.gpus.len()).find(|&index| meant(index));
-    let present = session.present(index.ok_or(Code::NOT_FOUND)?)?;
-    give(device, session.gpu(present.gpu.facts.index))
+    let found = session.hardware.seen().find(|gpu| meant(&gpu.facts)).ok_or(Code::NOT_FOUND)?;
+    session.present(found.facts.index as usize)?;
+    give(device, session.gpu(found.facts.index))
 }

@@ -9,7 +9,7 @@ use rustix::{
 
 use crate::{
     hardware::{Facts, Hardware},
-    numbers::Numbers,
+    numbers::{CONTROL, Numbers},
 };
 
 /// The name below `dev`, the number, and the mode.
@@ -35,7 +35,7 @@ pub(super) fn lay_out(dev: &Path, hardware: &Hardware) -> io::Result<()> {
 fn of_driver(numbers: &Numbers) -> Vec<Node> {
     let Numbers { nvidia, uvm, caps, config, monitor, .. } = *numbers;
     vec![
-        ("nvidiactl".to_owned(), (nvidia, 255), 0o666),
+        ("nvidiactl".to_owned(), (nvidia, CONTROL), 0o666),
         ("nvidia-uvm".to_owned(), (uvm, 0), 0o666),
         ("nvidia-uvm-tools".to_owned(), (uvm, 1), 0o666),
         (format!("nvidia-caps/nvidia-cap{config}"), (caps, config), 0o400),

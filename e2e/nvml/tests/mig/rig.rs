@@ -19,6 +19,7 @@ pub(crate) type Answer<T> = Result<T, u32>;
 pub(crate) const UNINITIALIZED: u32 = 1;
 pub(crate) const INVALID_ARGUMENT: u32 = 2;
 pub(crate) const NOT_SUPPORTED: u32 = 3;
+pub(crate) const NO_PERMISSION: u32 = 4;
 pub(crate) const NOT_FOUND: u32 = 6;
 pub(crate) const INSUFFICIENT_SIZE: u32 = 7;
 pub(crate) const DRIVER_NOT_LOADED: u32 = 9;
@@ -152,6 +153,10 @@ impl Library {
         let text = unsafe { function(code) };
         // SAFETY: it answers a string that lives as long as the library.
         unsafe { CStr::from_ptr(text) }.to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn count(&self) -> Answer<u32> {
+        get!(self, nvmlDeviceGetCount_v2())
     }
 
     pub(crate) fn gpu(&self, index: u32) -> Answer<Handle> {
