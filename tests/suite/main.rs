@@ -5,6 +5,7 @@
 mod calls;
 mod claims;
 mod commands;
+mod container;
 mod crash;
 mod doors;
 mod given;
