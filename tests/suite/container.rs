@@ -107,11 +107,17 @@ fn runc(dir: &Path, words: &[&str]) -> Command {
 /// Whether real containers can be made here. A test that cannot run fails in CI; by hand it says so
 /// and is left out.
 fn possible(testbed: &Testbed) -> bool {
-    let runc = Command::new("runc").arg("--version").stdout(Stdio::null()).status();
-    let lacking = if runc.is_err() {
-        "`runc` is not installed"
-    } else if !testbed.machine.dev_root().join("dev/nvidia0").exists() {
+    let runs = |words: &[&str]| {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let lacking = if !testbed.machine.dev_root().join("dev/nvidia0").exists() {
         "only root can make device nodes"
+    } else if !runs(&["unshare", "--mount", "true"]) {
+        "no mounts can be made"
+    } else if !runs(&["runc", "--version"]) {
+        "`runc` is not installed"
     } else {
         return true;
     };

@@ -1,7 +1,7 @@
 //! Numbers of device nodes: the driver's own, or such as open where there is no GPU.
 //!
-//! A node opens if the kernel has a driver for its number, and on nearly every machine that are the
-//! virtual consoles, 4:0 to 4:63, and what they show, 7:0 and 7:1. So a machine for containers gives
+//! A node opens if the kernel has a driver for its number, and on nearly every machine it has one for
+//! virtual consoles, 4:0 to 4:63, and for what they show, 7:0 and 7:1. So a machine for containers gives
 //! 4:0 and on to its GPUs, and what is left to capabilities, of which it numbers no more than there can
 //! be at a time.
 
