@@ -1,0 +1,203 @@
+//! A cluster: its control plane and its nodes, from nothing to Ready and back to nothing.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, anyhow};
+use kerf_nvml::{Model, NodeDescription};
+
+use crate::{
+    control_plane,
+    daemon::Daemons,
+    images,
+    node::Node,
+    pki::Pki,
+    programs::{Programs, Release},
+    wait,
+};
+
+/// Where the one cluster of a machine lives.
+pub(crate) const DIR: &str = "/var/tmp/kerf-e2e";
+
+/// At most so many nodes are looked for when a cluster is ended.
+const NODES: u16 = 4;
+
+/// What nodes are given.
+#[derive(Clone, Debug)]
+pub(crate) struct Supplies {
+    /// Images, as archives.
+    archives: Vec<PathBuf>,
+    /// The driver's client for containers.
+    client: PathBuf,
+}
+
+/// A running cluster.
+pub(crate) struct Cluster {
+    pub(crate) release: Release,
+    pub(crate) programs: Programs,
+    pub(crate) daemons: Daemons,
+    dir: PathBuf,
+    pki: Pki,
+    supplies: Supplies,
+    nodes: Vec<Node>,
+    /// In which a test works.
+    pub(crate) namespace: String,
+    /// Held for as long as the cluster is this process's to end.
+    _lock: File,
+}
+
+impl Cluster {
+    /// From nothing to one Ready node with these GPUs.
+    pub(crate) fn up(release: Release, supplies: Supplies) -> anyhow::Result<Self> {
+        let programs = Programs::build(release)?;
+        let begun = Instant::now();
+        let lock = Self::lock()?;
+        let dir = PathBuf::from(DIR);
+        Self::end(&dir)?;
+        control_plane::check_address()?;
+        fs::create_dir_all(&dir)?;
+        let pki = Pki::new(&dir.join("pki"))?;
+        pki.kubeconfig("admin", "default", &dir.join("admin.kubeconfig"))?;
+        let daemons = Daemons::new(&dir)?;
+        control_plane::start(&dir, release, &programs, &pki, &daemons)?;
+        let nodes = Vec::new();
+        let namespace = "default".to_owned();
+        let mut cluster =
+            Self { release, programs, daemons, dir, pki, supplies, nodes, namespace, _lock: lock };
+        cluster.add_node(&NodeDescription::uniform(Model::H100_80, 8).for_containers())?;
+        wait::until("the service account of pods", || {
+            Ok(cluster.kubectl(&["get", "serviceaccount", "default"]).is_ok())
+        })?;
+        println!(
+            "cluster {} is up after {:.1} s",
+            release.version(),
+            begun.elapsed().as_secs_f64()
+        );
+        Ok(cluster)
+    }
+
+    fn lock() -> anyhow::Result<File> {
+        let path = format!("{DIR}.lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(&path)?;
+        lock.try_lock()
+            .map_err(|_| anyhow!("another runner has the cluster (`{path}` is locked)"))?;
+        Ok(lock)
+    }
+
+    /// Ends whatever cluster there is, and leaves nothing of it.
+    pub(crate) fn down() -> anyhow::Result<()> {
+        let _lock = Self::lock()?;
+        Self::end(Path::new(DIR))
+    }
+
+    fn end(dir: &Path) -> anyhow::Result<()> {
+        if !dir.exists() {
+            return Ok(());
+        }
+        for number in 0..NODES {
+            if dir.join(format!("node-{number}")).exists() {
+                Node::stop(dir, number)?;
+            }
+        }
+        control_plane::stop(&Daemons::new(dir)?)?;
+        fs::remove_dir_all(dir).with_context(|| format!("cannot remove `{}`", dir.display()))
+    }
+
+    /// One more node; returns when it is Ready and knows the images.
+    pub(crate) fn add_node(&mut self, gpus: &NodeDescription) -> anyhow::Result<()> {
+        let number = u16::try_from(self.nodes.len())?;
+        let (programs, pki) = (&self.programs, &self.pki);
+        let node = Node::start(
+            &self.dir,
+            number,
+            gpus,
+            &self.supplies.client,
+            self.release,
+            programs,
+            pki,
+        )?;
+        for archive in &self.supplies.archives {
+            node.import(programs, archive)?;
+        }
+        let name = node.name.clone();
+        self.nodes.push(node);
+        wait::until("the node to be Ready", || {
+            let ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
+            let ready = self.kubectl(&["get", "node", &name, "--output", ready]);
+            Ok(ready.is_ok_and(|ready| ready == "True"))
+        })
+    }
+
+    /// The first node.
+    pub(crate) fn node(&self) -> &Node {
+        &self.nodes[0]
+    }
+
+    pub(crate) fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    pub(crate) fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("admin.kubeconfig")
+    }
+
+    /// Makes the namespace that a test works in.
+    pub(crate) fn enter(&mut self, namespace: &str) -> anyhow::Result<()> {
+        self.kubectl(&["create", "namespace", namespace])?;
+        self.work_in(namespace)?;
+        wait::until("the namespace's service account", || {
+            Ok(self.kubectl(&["get", "serviceaccount", "default"]).is_ok())
+        })
+    }
+
+    /// What follows is in this namespace.
+    pub(crate) fn work_in(&mut self, namespace: &str) -> anyhow::Result<()> {
+        namespace.clone_into(&mut self.namespace);
+        self.pki.kubeconfig("admin", namespace, &self.kubeconfig())
+    }
+
+    /// Takes everything away that a test made in its namespace, and waits until it is gone.
+    pub(crate) fn empty(&self) -> anyhow::Result<()> {
+        let kinds = "pods,daemonsets,deployments,resourceclaims,resourceclaimtemplates";
+        let delete = ["delete", kinds, "--all", "--grace-period=1", "--timeout=60s"];
+        self.kubectl(&delete).map(drop)
+    }
+
+    /// Takes the namespace away; that takes the API server a while, for which nobody waits.
+    pub(crate) fn leave(&mut self) -> anyhow::Result<()> {
+        let namespace = self.namespace.clone();
+        self.work_in("default")?;
+        self.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).map(drop)
+    }
+}
+
+/// With the images that every node has: what holds pods, what pods run in, and Kerf's own.
+pub(crate) fn supplies(binaries: &Path) -> anyhow::Result<Supplies> {
+    let dir = PathBuf::from(format!("{DIR}-images"));
+    fs::create_dir_all(&dir)?;
+    let client = binaries.join("nvidia-smi");
+    let all = [
+        ("pause", images::SANDBOX, images::sandbox()),
+        ("ubuntu", images::UBUNTU, images::ubuntu(&client)?),
+        ("kerf", images::KERF, images::kerf(binaries)?),
+    ];
+    let mut archives = Vec::new();
+    for (file, name, image) in all {
+        let path = dir.join(format!("{file}.tar"));
+        let size = image.write(name, &path)?;
+        println!("image {name}: {:.1} MB", f64::from(u32::try_from(size)?) / 1e6);
+        archives.push(path);
+    }
+    Ok(Supplies { archives, client })
+}

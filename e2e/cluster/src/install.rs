@@ -1,0 +1,84 @@
+//! Installing Kerf as a user would, with Helm, and taking it away.
+
+use std::{path::PathBuf, process::Command};
+
+use serde_json::json;
+
+use crate::{
+    cluster::Cluster,
+    command::{Run, output},
+    files,
+    node::SIMULATED,
+    wait,
+};
+
+pub(crate) const NAMESPACE: &str = "kube-system";
+
+/// The repository's root.
+pub(crate) fn root() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+fn helm(cluster: &Cluster) -> Command {
+    let mut helm = Command::new(cluster.programs.helm());
+    helm.arg("--kubeconfig").arg(cluster.kubeconfig()).args(["--namespace", NAMESPACE]);
+    helm
+}
+
+/// What is different here from a real node: where the driver is, and that it is simulated.
+fn values(cluster: &Cluster) -> anyhow::Result<PathBuf> {
+    let simulated = format!("/driver-root/{SIMULATED}");
+    let env = [
+        ("PROC_ROOT", format!("{simulated}/proc")),
+        ("SYS_ROOT", format!("{simulated}/sys")),
+        ("KERF_NVML_MACHINE", simulated),
+    ];
+    let env: Vec<_> =
+        env.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+    let values = json!({ "nvidiaDriverRoot": "/run/nvidia/driver", "env": env });
+    let path = cluster.dir().join("values.json");
+    files::write(&path, values.to_string())?;
+    Ok(path)
+}
+
+/// Installs, or upgrades to, what the chart has with these settings; returns when the agents serve.
+pub(crate) fn install(cluster: &Cluster, settings: &[&str]) -> anyhow::Result<()> {
+    let mut install = helm(cluster);
+    install.args(["upgrade", "--install", "kerf"]).arg(root().join("deploy/helm/kerf"));
+    install.arg("--values").arg(values(cluster)?);
+    for setting in settings {
+        install.args(["--set", setting]);
+    }
+    install.run()?;
+    ready(cluster)
+}
+
+/// Waits until every node has an agent that is ready, and has published.
+pub(crate) fn ready(cluster: &Cluster) -> anyhow::Result<()> {
+    let status =
+        ["rollout", "status", "daemonset/kerf", "--namespace", NAMESPACE, "--timeout=120s"];
+    cluster.kubectl(&status)?;
+    wait::until("the slices of all nodes", || {
+        let slices = cluster.list(&["resourceslices"])?;
+        Ok(cluster.nodes().iter().all(|node| {
+            let of_node =
+                slices.iter().filter(|slice| slice["spec"]["nodeName"] == node.name.as_str());
+            let counts: Vec<_> =
+                of_node.map(|slice| slice["spec"]["pool"]["resourceSliceCount"].as_u64()).collect();
+            !counts.is_empty()
+                && counts.iter().all(|count| *count == u64::try_from(counts.len()).ok())
+        }))
+    })
+}
+
+/// Takes Kerf away.
+pub(crate) fn uninstall(cluster: &Cluster) -> anyhow::Result<()> {
+    helm(cluster).args(["uninstall", "kerf", "--wait"]).run()
+}
+
+/// What the chart renders with the values that it has.
+pub(crate) fn rendered(cluster: &Cluster) -> anyhow::Result<String> {
+    let mut template = Command::new(cluster.programs.helm());
+    template.args(["template", "kerf"]).arg(root().join("deploy/helm/kerf"));
+    output(template.args(["--namespace", NAMESPACE, "--kube-version", "1.37.0"]))
+}

@@ -1,0 +1,31 @@
+//! The suites, a file each.
+
+mod admission;
+mod allocation;
+mod examples;
+mod life;
+
+use crate::{programs::Release, suite::Test};
+
+/// All tests of a release, in the order in which they run.
+pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
+    if release == Release::V1_31 {
+        return Ok(Vec::new());
+    }
+    let suites = [examples::tests()?, admission::tests(), allocation::tests(), life::tests()];
+    Ok(suites.into_iter().flatten().collect())
+}
+
+/// The tests of one suite, named as their functions.
+macro_rules! tests {
+    ($suite:literal: $($name:ident),+ $(,)?) => {
+        pub(super) fn tests() -> Vec<$crate::suite::Test> {
+            vec![$($crate::suite::Test {
+                suite: $suite,
+                name: stringify!($name).to_owned(),
+                run: Box::new($name),
+            }),+]
+        }
+    };
+}
+pub(crate) use tests;
