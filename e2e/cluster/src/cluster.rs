@@ -183,16 +183,15 @@ impl Cluster {
 }
 
 /// With the images that every node has: what holds pods, what pods run in, and Kerf's own.
-pub(crate) fn supplies(binaries: &Path) -> anyhow::Result<Supplies> {
+pub(crate) fn supplies(binaries: &Path, kerf: &Path) -> anyhow::Result<Supplies> {
     let dir = PathBuf::from(format!("{DIR}-images"));
     fs::create_dir_all(&dir)?;
     let client = binaries.join("nvidia-smi");
     let all = [
         ("pause", images::SANDBOX, images::sandbox()),
         ("ubuntu", images::UBUNTU, images::ubuntu(&client)?),
-        ("kerf", images::KERF, images::kerf(binaries)?),
     ];
-    let mut archives = Vec::new();
+    let mut archives = vec![kerf.to_owned()];
     for (file, name, image) in all {
         let path = dir.join(format!("{file}.tar"));
         let size = image.write(name, &path)?;

@@ -222,14 +222,3 @@ pub(crate) fn ubuntu(client: &Path) -> anyhow::Result<Image> {
     }
     image.libraries_of(client)
 }
-
-/// Kerf's own.
-pub(crate) const KERF: &str = "docker.io/library/kerf:0.1.0";
-
-/// The agent, the hook that it installs on nodes, and the C library that they need: nothing else.
-pub(crate) fn kerf(binaries: &Path) -> anyhow::Result<Image> {
-    let agent = binaries.join("kerf");
-    let image = Image::new().entrypoint(&["/usr/bin/kerf"]).file("usr/bin/kerf", &agent);
-    let hook = binaries.with_file_name("static").join("kerf-cdi-hook");
-    image.file("usr/bin/kerf-cdi-hook", &hook).libraries_of(&agent)
-}

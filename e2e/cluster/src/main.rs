@@ -39,7 +39,10 @@ struct Args {
     /// End the cluster that was left up.
     #[arg(long, exclusive = true)]
     down: bool,
-    /// Where the binaries are that go into the image.
+    /// Kerf's image, an OCI archive.
+    #[arg(long, default_value = "target/kerf.tar")]
+    image: PathBuf,
+    /// Where the programs are that pods run.
     #[arg(long, default_value = "target/release")]
     binaries: PathBuf,
     /// Suites, or `suite::test`; all if none is named.
@@ -64,7 +67,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         return Ok(true);
     }
     let chosen = suite::choose(&args.suites, args.kubernetes)?;
-    let supplies = cluster::supplies(&args.binaries)?;
+    let supplies = cluster::supplies(&args.binaries, &args.image)?;
     let mut cluster = Cluster::up(args.kubernetes, supplies)?;
     let passed = suite::run(&mut cluster, &chosen);
     if args.keep {
