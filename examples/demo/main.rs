@@ -68,7 +68,7 @@ async fn run(output: Output) -> anyhow::Result<Report> {
 
 async fn play(story: &mut Story<'_>) -> anyhow::Result<Report> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut stage = Stage::set(&root.join("deploy/deviceclasses.yaml")).await?;
+    let mut stage = Stage::set(&root.join("deploy/kerf.yaml")).await?;
     story.opening(&stage)?;
     let mut report = Report::new(&stage);
     for file in manifests(&root.join("examples"))? {

@@ -74,7 +74,7 @@ impl Stage {
         let testbed = Testbed::builder(machine, [std::env::current_exe()?]);
         // No container is started, and cargo builds no hook for an example.
         let mut testbed = testbed.flag("--no-cdi-hooks").start_without_agent().await?;
-        let classes = manifests::read(classes)?;
+        let classes = manifests::device_classes(classes)?;
         manifests::apply(&testbed.api.client(), &classes).await?;
         let begin = Instant::now();
         testbed.start_agent("demo").await?;

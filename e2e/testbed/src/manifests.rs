@@ -34,12 +34,21 @@ pub enum Manifest {
 
 /// Reads the documents of a YAML file, in their order.
 pub fn read(path: &Path) -> anyhow::Result<Vec<Manifest>> {
+    parse_all(path, |_| true)
+}
+
+/// Reads the device classes of a YAML file that holds more: what Kerf is installed with.
+pub fn device_classes(path: &Path) -> anyhow::Result<Vec<Manifest>> {
+    parse_all(path, |document| document["kind"] == "DeviceClass")
+}
+
+fn parse_all(path: &Path, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Vec<Manifest>> {
     let file = || format!("read `{}`", path.display());
     let text = std::fs::read_to_string(path).with_context(file)?;
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text).with_context(file)?;
     documents
         .into_iter()
-        .filter(|document| !document.is_null())
+        .filter(|document| !document.is_null() && wanted(document))
         .map(|document| parse(document).with_context(file))
         .collect()
 }

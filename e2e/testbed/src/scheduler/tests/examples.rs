@@ -21,14 +21,12 @@ fn files() -> Vec<PathBuf> {
     files
 }
 
-fn classes_file() -> PathBuf {
-    format!("{ROOT}/deploy/deviceclasses.yaml").into()
-}
-
 /// An API server with the classes and the slices of a node.
 async fn cluster(gpus: u32) -> (ApiServer, Scheduler) {
     let server = ApiServer::start(ApiOptions::default()).await.unwrap();
-    manifests::apply(&server.client(), &manifests::read(&classes_file()).unwrap()).await.unwrap();
+    let installed = format!("{ROOT}/deploy/kerf.yaml");
+    let classes = manifests::device_classes(installed.as_ref()).unwrap();
+    manifests::apply(&server.client(), &classes).await.unwrap();
     slices_of(gpus).iter().for_each(|slice| drop(server.create(slice).unwrap()));
     let scheduler = Scheduler::new(server.client());
     (server, scheduler)
@@ -70,7 +68,7 @@ fn reference(pod: &Pod) -> PodRef<'_> {
 
 #[test]
 fn each_says_what_it_shows_and_has_no_unknown_field() {
-    for path in files().into_iter().chain([classes_file()]) {
+    for path in files() {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("# "), "{}", path.display());
         let apply =

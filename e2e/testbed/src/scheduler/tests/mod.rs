@@ -114,8 +114,8 @@ fn named(name: &str) -> ObjectMeta {
 
 /// The classes that Kerf is deployed with.
 fn classes() -> Vec<DeviceClass> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/deviceclasses.yaml");
-    let read = crate::manifests::read(path.as_ref()).unwrap();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/kerf.yaml");
+    let read = crate::manifests::device_classes(path.as_ref()).unwrap();
     let classes = read.into_iter().filter_map(|manifest| match manifest {
         crate::manifests::Manifest::DeviceClass(class) => Some(*class),
         _ => None,
