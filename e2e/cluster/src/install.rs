@@ -1,6 +1,9 @@
 //! Installing Kerf as a user would, with Helm, and taking it away.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::json;
 
@@ -19,14 +22,15 @@ pub(crate) fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-fn helm(cluster: &Cluster) -> Command {
+/// Helm, in the namespace that Kerf is in.
+pub(crate) fn helm(cluster: &Cluster) -> Command {
     let mut helm = Command::new(cluster.programs.helm());
     helm.arg("--kubeconfig").arg(cluster.kubeconfig()).args(["--namespace", NAMESPACE]);
     helm
 }
 
 /// What is different here from a real node: where the driver is, and that it is simulated.
-fn values(cluster: &Cluster) -> anyhow::Result<PathBuf> {
+pub(crate) fn values(cluster: &Cluster) -> anyhow::Result<PathBuf> {
     let simulated = format!("/driver-root/{SIMULATED}");
     let env = [
         ("PROC_ROOT", format!("{simulated}/proc")),
@@ -76,9 +80,12 @@ pub(crate) fn uninstall(cluster: &Cluster) -> anyhow::Result<()> {
     helm(cluster).args(["uninstall", "kerf", "--wait"]).run()
 }
 
-/// What the chart renders with the values that it has.
-pub(crate) fn rendered(cluster: &Cluster) -> anyhow::Result<String> {
+/// What the chart renders with these values, or those that it has.
+pub(crate) fn rendered(cluster: &Cluster, values: Option<&Path>) -> anyhow::Result<String> {
     let mut template = Command::new(cluster.programs.helm());
     template.args(["template", "kerf"]).arg(root().join("deploy/helm/kerf"));
-    output(template.args(["--namespace", NAMESPACE, "--kube-version", "1.37.0"]))
+    if let Some(values) = values {
+        template.arg("--values").arg(values);
+    }
+    output(template.args(["--namespace", NAMESPACE]))
 }

@@ -3,6 +3,7 @@
 mod admission;
 mod allocation;
 mod examples;
+mod installation;
 mod life;
 
 use crate::{programs::Release, suite::Test};
@@ -12,7 +13,13 @@ pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
     if release == Release::V1_31 {
         return Ok(Vec::new());
     }
-    let suites = [examples::tests()?, admission::tests(), allocation::tests(), life::tests()];
+    let suites = [
+        examples::tests()?,
+        admission::tests(),
+        allocation::tests(),
+        life::tests(),
+        installation::tests(),
+    ];
     Ok(suites.into_iter().flatten().collect())
 }
 
