@@ -23,6 +23,7 @@ tests!("installation":
     an_upgrade_and_a_rollback_disturb_no_pod,
     a_pod_outlives_an_agent_that_is_uninstalled,
     the_manifest_installs_what_helm_does,
+    an_agent_runs_where_labels_tell_of_a_gpu,
 );
 
 fn manifest() -> std::path::PathBuf {
@@ -220,23 +221,48 @@ fn uninstalled(
 }
 
 fn the_manifest_installs_what_helm_does(cluster: &mut Cluster) -> anyhow::Result<()> {
-    apply(cluster, &["apply", "--dry-run=server"], &manifest())?;
     let rendered = install::rendered(cluster, Some(&install::values(cluster)?))?;
-    let path = cluster.dir().join("kerf.yaml");
-    files::write(&path, rendered)?;
+    let with_values = cluster.dir().join("kerf.yaml");
+    files::write(&with_values, rendered)?;
     uninstalled(cluster, || {
-        let used = apply(cluster, &["apply"], &path).and_then(|()| {
-            install::ready(cluster)?;
+        // As it is, it finds no driver on this machine, and waits for one.
+        applied(cluster, &manifest(), || Ok(()))?;
+        applied(cluster, &with_values, || {
             Held::new(cluster, "held")?;
             cluster.delete_pods(&["held"])
-        });
-        apply(cluster, &["delete", "--wait"], &path)?;
-        wait::until("the agents to end", || Ok(agents(cluster)?.is_empty()))?;
-        used
+        })
     })
 }
 
-fn apply(cluster: &Cluster, command: &[&str], path: &Path) -> anyhow::Result<()> {
-    let mut kubectl = cluster.kubectl_command();
-    kubectl.args(command).args(["--namespace", NAMESPACE, "--filename"]).arg(path).run()
+/// Does something with what a file installs, and takes that away whatever comes of it.
+fn applied(
+    cluster: &Cluster,
+    path: &Path,
+    meanwhile: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let kubectl = |command: &str| {
+        let mut kubectl = cluster.kubectl_command();
+        kubectl.args([command, "--namespace", NAMESPACE, "--filename"]).arg(path).run()
+    };
+    kubectl("apply")?;
+    let done = install::ready(cluster).and_then(|()| meanwhile());
+    kubectl("delete")?;
+    wait::until("the agents to end", || Ok(agents(cluster)?.is_empty()))?;
+    done
+}
+
+fn an_agent_runs_where_labels_tell_of_a_gpu(cluster: &mut Cluster) -> anyhow::Result<()> {
+    // What node-feature-discovery says of every node, and of one with an NVIDIA GPU.
+    let [looked, found] = ["kernel-version.full", "pci-10de.present"]
+        .map(|feature| format!("feature.node.kubernetes.io/{feature}"));
+    let node = &cluster.node().name;
+    let label = |label: &str| cluster.kubectl(&["label", "node", node, label]).map(drop);
+    let seen = label(&format!("{looked}=6.12")).and_then(|()| {
+        wait::until("the agent to leave a node without a GPU", || Ok(agents(cluster)?.is_empty()))?;
+        label(&format!("{found}=true"))?;
+        wait::until("an agent on a node with a GPU", || Ok(!agents(cluster)?.is_empty()))
+    });
+    label(&format!("{looked}-")).and(label(&format!("{found}-")))?;
+    install::ready(cluster)?;
+    seen
 }
