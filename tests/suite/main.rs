@@ -7,6 +7,7 @@ mod claims;
 mod commands;
 mod container;
 mod crash;
+mod deploy;
 mod doors;
 mod given;
 mod handover;
