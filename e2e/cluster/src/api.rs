@@ -105,7 +105,8 @@ impl Cluster {
         wait::until(&format!("an event {reason} of pod {pod} with `{says}`"), || {
             let events = self.list(&["events", &selector])?;
             let messages = events.iter().filter_map(|event| event["message"].as_str());
-            found = messages.filter(|message| message.contains(says)).map(str::to_owned).last();
+            found =
+                messages.filter(|message| message.contains(says)).map(str::to_owned).next_back();
             Ok(found.is_some())
         })?;
         found.context("no event")

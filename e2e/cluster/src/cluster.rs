@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use kerf_nvml::{Model, NodeDescription};
 
 use crate::{
@@ -82,8 +82,10 @@ impl Cluster {
     fn lock() -> anyhow::Result<File> {
         let path = format!("{DIR}.lock");
         let lock = File::options().create(true).truncate(false).write(true).open(&path)?;
-        lock.try_lock()
-            .map_err(|_| anyhow!("another runner has the cluster (`{path}` is locked)"))?;
+        if lock.try_lock().is_err() {
+            println!("waiting for another runner to end (`{path}` is locked)");
+            lock.lock()?;
+        }
         Ok(lock)
     }
 

@@ -9,11 +9,14 @@ use anyhow::{Context, bail, ensure};
 
 use crate::{cluster::Cluster, install, node::Node, programs::Release, suites, wait};
 
+/// What a test does.
+type Run = dyn Fn(&mut Cluster) -> anyhow::Result<()>;
+
 /// A test, which has the cluster for itself, and a namespace.
 pub(crate) struct Test {
     pub(crate) suite: &'static str,
     pub(crate) name: String,
-    pub(crate) run: Box<dyn Fn(&mut Cluster) -> anyhow::Result<()>>,
+    pub(crate) run: Box<Run>,
 }
 
 impl Test {
