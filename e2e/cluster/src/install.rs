@@ -5,7 +5,7 @@ use std::{
     process::Command,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     cluster::Cluster,
@@ -73,6 +73,13 @@ pub(crate) fn ready(cluster: &Cluster) -> anyhow::Result<()> {
                 && counts.iter().all(|count| *count == u64::try_from(counts.len()).ok())
         }))
     })
+}
+
+/// The UIDs of the agents' pods.
+pub(crate) fn agents(cluster: &Cluster) -> anyhow::Result<Vec<Value>> {
+    let selector = "--selector=app.kubernetes.io/name=kerf";
+    let mut pods = cluster.list(&["pods", "--namespace", NAMESPACE, selector])?;
+    Ok(pods.iter_mut().map(|pod| pod["metadata"]["uid"].take()).collect())
 }
 
 /// Takes Kerf away.

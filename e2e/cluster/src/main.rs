@@ -6,6 +6,7 @@ mod command;
 mod control_plane;
 mod daemon;
 mod files;
+mod held;
 mod images;
 mod inside;
 mod install;

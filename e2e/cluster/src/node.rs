@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use kerf_nvml::{Machine, NodeDescription};
 use rustix::process::{Pid, Signal};
 use serde_json::json;
@@ -46,7 +46,7 @@ impl Node {
     ) -> anyhow::Result<Self> {
         let name = format!("node-{number}");
         let dir = dir.join(&name);
-        for part in ["kubelet", "cdi", "containerd", "cni"] {
+        for part in ["kubelet", "cdi", "containerd", "cni", "log"] {
             fs::create_dir_all(dir.join(part))?;
         }
         let machine = Machine::create(&dir.join("machine"), gpus)
@@ -68,6 +68,12 @@ impl Node {
         self.dir.join(name)
     }
 
+    /// How many instances its GPUs have.
+    pub(crate) fn cut(&self) -> anyhow::Result<usize> {
+        let snapshot = self.machine.snapshot()?;
+        Ok(snapshot.gpus.iter().map(|gpu| gpu.instances.len()).sum())
+    }
+
     fn make_namespace(&self) -> anyhow::Result<()> {
         let [dir, machine] = [&self.dir, self.machine.dir()].map(|path| path.display().to_string());
         let script = format!(
@@ -77,6 +83,7 @@ impl Node {
             mkdir -p /run/cdi /run/nvidia/driver /var/lib/kubelet
             mount --bind {dir}/kubelet /var/lib/kubelet
             mount --bind {dir}/cdi /run/cdi
+            mount --bind {dir}/log /var/log
             mount --bind {machine}/driver /run/nvidia/driver
             mount --bind {machine} /run/nvidia/driver/{SIMULATED}
             mount --make-rshared /
@@ -195,8 +202,8 @@ state = '/run/containerd-state'
             },
         });
         files::write(&self.dir.join("kubelet.json"), configuration.to_string())?;
-        for hierarchy in cgroup_roots() {
-            fs::create_dir_all(hierarchy.join(format!("kerf-{name}")))?;
+        for cgroup in self.cgroups() {
+            fs::create_dir_all(cgroup)?;
         }
         Ok(())
     }
@@ -209,31 +216,63 @@ state = '/run/containerd-state'
         self.daemons.start("kubelet", &mut kubelet)
     }
 
+    /// Kills the processes of a container, by the id that a pod's status has.
+    pub(crate) fn kill_container(&self, id: &str) -> anyhow::Result<()> {
+        let id = id.rsplit('/').next().unwrap_or(id);
+        let cgroups = self.cgroups().into_iter().flat_map(|cgroup| tree(&cgroup));
+        let mut of_container = cgroups.filter(|cgroup| cgroup.ends_with(id)).peekable();
+        ensure!(of_container.peek().is_some(), "no container {id} on {}", self.name);
+        of_container.try_for_each(|cgroup| kill_all_in(&cgroup))
+    }
+
+    fn cgroups(&self) -> Vec<PathBuf> {
+        cgroups(&self.name)
+    }
+
+    /// Ends all that runs and starts as a machine does that was switched off and on.
+    pub(crate) fn reboot(&self, programs: &Programs) -> anyhow::Result<()> {
+        end_all(&self.daemons, &self.name)?;
+        self.machine.reboot()?;
+        // What a real node has in memory only.
+        for entry in fs::read_dir(self.dir.join("cdi"))? {
+            fs::remove_file(entry?.path())?;
+        }
+        fs::remove_file(self.dir.join("namespace"))?;
+        self.make_namespace()?;
+        self.start_containerd(programs)?;
+        self.start_kubelet(programs)
+    }
+
     /// Ends the node, with everything that runs on it.
     pub(crate) fn stop(dir: &Path, number: u16) -> anyhow::Result<()> {
         let name = format!("node-{number}");
-        let daemons = Daemons::new(&dir.join(&name))?;
-        daemons.stop("kubelet")?;
-        let cgroups: Vec<_> =
-            cgroup_roots().into_iter().map(|root| root.join(format!("kerf-{name}"))).collect();
-        for cgroup in &cgroups {
-            kill_all_in(cgroup)?;
-        }
-        daemons.stop("containerd")?;
-        if let Some(namespace) = daemons.pid("namespace") {
-            for pid in sharing_namespace(namespace)? {
-                daemon::end(pid, Signal::KILL, None)?;
-            }
-        }
-        daemons.kill("namespace")?;
-        for cgroup in &cgroups {
-            remove_cgroup(cgroup)?;
+        end_all(&Daemons::new(&dir.join(&name))?, &name)?;
+        for cgroup in cgroups(&name) {
+            remove_cgroup(&cgroup)?;
         }
         // Not there if no pod ever had an address.
         let bridge = format!("kerf{number}");
         let _gone = output(Command::new("ip").args(["link", "del", &bridge]));
         Ok(())
     }
+}
+
+/// Ends every process of a node, and so its mount namespace.
+fn end_all(daemons: &Daemons, name: &str) -> anyhow::Result<()> {
+    daemons.stop("kubelet")?;
+    cgroups(name).iter().try_for_each(|cgroup| kill_all_in(cgroup))?;
+    daemons.stop("containerd")?;
+    if let Some(namespace) = daemons.pid("namespace") {
+        for pid in sharing_namespace(namespace)? {
+            daemon::end(pid, Signal::KILL, None)?;
+        }
+    }
+    daemons.kill("namespace")
+}
+
+/// Those that hold a node's pods.
+fn cgroups(name: &str) -> Vec<PathBuf> {
+    cgroup_roots().into_iter().map(|root| root.join(format!("kerf-{name}"))).collect()
 }
 
 /// The cgroup hierarchies: one each controller (version 1), or one in all.

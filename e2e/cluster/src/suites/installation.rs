@@ -11,8 +11,8 @@ use crate::{
     cluster::Cluster,
     command::{Run, output},
     files,
+    held::Held,
     install::{self, NAMESPACE, root},
-    manifests::{devices, mig, pod, template},
     wait,
 };
 
@@ -127,85 +127,37 @@ fn nothing_has_more_rights_than_it_uses(cluster: &mut Cluster) -> anyhow::Result
     Ok(())
 }
 
-/// A pod that holds a MIG device, and for how long it has run.
-struct Held {
-    name: &'static str,
-    was: Value,
-}
-
-impl Held {
-    fn new(cluster: &Cluster, name: &'static str) -> anyhow::Result<Self> {
-        let part = template(name, devices(&[mig("part", "1g.10gb")]));
-        cluster.apply(&[part, pod(name, name)])?;
-        cluster.running(&[name])?;
-        cluster.check_devices(name)?;
-        let was = Self::look(cluster, name)?;
-        Ok(Self { name, was })
-    }
-
-    /// The container and what its node has cut.
-    fn look(cluster: &Cluster, name: &str) -> anyhow::Result<Value> {
-        let pod = cluster.get(&["pod", name])?;
-        let container = &pod["status"]["containerStatuses"][0];
-        let cut = format!("{:?}", cluster.node().machine.snapshot()?);
-        Ok(json!([container["containerID"], container["restartCount"], cut]))
-    }
-
-    /// Checks that nothing has happened to it.
-    fn goes_on(&self, cluster: &Cluster) -> anyhow::Result<()> {
-        cluster.running(&[self.name])?;
-        let is = Self::look(cluster, self.name)?;
-        ensure!(is == self.was, "pod {} was {}, and is {is}", self.name, self.was);
-        cluster.check_devices(self.name)
-    }
-}
-
-/// How many instances the node's GPUs have.
-fn cut(cluster: &Cluster) -> anyhow::Result<usize> {
-    let snapshot = cluster.node().machine.snapshot()?;
-    Ok(snapshot.gpus.iter().map(|gpu| gpu.instances.len()).sum())
-}
-
-/// The UIDs of the agents' pods.
-fn agents(cluster: &Cluster) -> anyhow::Result<Vec<Value>> {
-    let selector = "--selector=app.kubernetes.io/name=kerf";
-    let mut pods = cluster.list(&["pods", "--namespace", NAMESPACE, selector])?;
-    Ok(pods.iter_mut().map(|pod| pod["metadata"]["uid"].take()).collect())
-}
-
 fn an_upgrade_and_a_rollback_disturb_no_pod(cluster: &mut Cluster) -> anyhow::Result<()> {
     let held = Held::new(cluster, "held")?;
-    let first = agents(cluster)?;
+    let first = install::agents(cluster)?;
     install::install(cluster, &["resources.limits.memory=256Mi"])?;
-    let second = agents(cluster)?;
+    let second = install::agents(cluster)?;
     ensure!(first != second, "an upgrade leaves the agents {first:?}");
     held.goes_on(cluster)?;
     install::helm(cluster).args(["rollback", "kerf"]).run()?;
     install::ready(cluster)?;
-    ensure!(second != agents(cluster)?, "a rollback leaves the agents {second:?}");
+    ensure!(second != install::agents(cluster)?, "a rollback leaves the agents {second:?}");
     held.goes_on(cluster)?;
     cluster.delete_pods(&["held"])?;
-    wait::until("the instance of before the upgrade to go", || Ok(cut(cluster)? == 0))
+    wait::until("the instance of before the upgrade to go", || Ok(cluster.node().cut()? == 0))
 }
 
 fn a_pod_outlives_an_agent_that_is_uninstalled(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let ends = Held::new(cluster, "ends")?;
     let held = Held::new(cluster, "held")?;
-    let ends = pod("ends", "held");
-    cluster.apply(&[ends])?;
-    cluster.running(&["ends"])?;
-    let held = Held { was: Held::look(cluster, "held")?, ..held };
+    ends.goes_on(cluster)?;
     uninstalled(cluster, || {
         held.goes_on(cluster)?;
         // Its devices are given back when there is somebody to give them to.
         cluster.kubectl(&["delete", "pod", "ends", "--grace-period=1", "--wait=false"])?;
         cluster.stays("held", "Running", Duration::from_secs(5))?;
-        ensure!(cut(cluster)? == 2, "an instance has gone while no agent was there");
+        ensure!(cluster.node().cut()? == 2, "an instance has gone while no agent was there");
         cluster.get(&["pod", "ends"]).map(drop).context("a pod whose claim is prepared is gone")
     })?;
-    wait::until("a pod that ended meanwhile to go", || Ok(cut(cluster)? == 1))?;
+    wait::until("a pod that ended meanwhile to go", || Ok(cluster.node().cut()? == 1))?;
     cluster.check_devices("held")?;
     cluster.delete_pods(&["held"])?;
-    wait::until("the instance of before to go", || Ok(cut(cluster)? == 0))
+    wait::until("the instance of before to go", || Ok(cluster.node().cut()? == 0))
 }
 
 /// Does something while Kerf is not installed, and installs it again whatever comes of it.
@@ -214,7 +166,7 @@ fn uninstalled(
     meanwhile: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     install::uninstall(cluster)?;
-    let gone = wait::until("the agents to end", || Ok(agents(cluster)?.is_empty()));
+    let gone = wait::until("the agents to end", || Ok(install::agents(cluster)?.is_empty()));
     let done = gone.and_then(|()| meanwhile());
     install::install(cluster, &[])?;
     done
@@ -247,7 +199,7 @@ fn applied(
     kubectl("apply")?;
     let done = install::ready(cluster).and_then(|()| meanwhile());
     kubectl("delete")?;
-    wait::until("the agents to end", || Ok(agents(cluster)?.is_empty()))?;
+    wait::until("the agents to end", || Ok(install::agents(cluster)?.is_empty()))?;
     done
 }
 
@@ -258,9 +210,11 @@ fn an_agent_runs_where_labels_tell_of_a_gpu(cluster: &mut Cluster) -> anyhow::Re
     let node = &cluster.node().name;
     let label = |label: &str| cluster.kubectl(&["label", "node", node, label]).map(drop);
     let seen = label(&format!("{looked}=6.12")).and_then(|()| {
-        wait::until("the agent to leave a node without a GPU", || Ok(agents(cluster)?.is_empty()))?;
+        wait::until("the agent to leave a node without a GPU", || {
+            Ok(install::agents(cluster)?.is_empty())
+        })?;
         label(&format!("{found}=true"))?;
-        wait::until("an agent on a node with a GPU", || Ok(!agents(cluster)?.is_empty()))
+        wait::until("an agent on a node with a GPU", || Ok(!install::agents(cluster)?.is_empty()))
     });
     label(&format!("{looked}-")).and(label(&format!("{found}-")))?;
     install::ready(cluster)?;

@@ -47,20 +47,14 @@ fn a_completed_pod_leaves_nothing(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.apply(&[template("part", parts()), done])?;
     cluster.succeeded(&["done"])?;
     // While the pod is there still: its end is enough.
-    wait::until("the instance of a completed pod to go", || Ok(cut(cluster)? == 0))
-}
-
-/// How many instances the first node's GPUs have.
-fn cut(cluster: &Cluster) -> anyhow::Result<usize> {
-    let snapshot = cluster.node().machine.snapshot()?;
-    Ok(snapshot.gpus.iter().map(|gpu| gpu.instances.len()).sum())
+    wait::until("the instance of a completed pod to go", || Ok(cluster.node().cut()? == 0))
 }
 
 fn a_force_deleted_pod_leaves_nothing(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.apply(&[template("part", parts()), pod("forced", "part")])?;
     cluster.running(&["forced"])?;
     cluster.kubectl(&["delete", "pod", "forced", "--force", "--grace-period=0"])?;
-    wait::until("the instance of a force-deleted pod to go", || Ok(cut(cluster)? == 0))
+    wait::until("the instance of a force-deleted pod to go", || Ok(cluster.node().cut()? == 0))
 }
 
 fn a_crash_looping_container_keeps_its_devices(cluster: &mut Cluster) -> anyhow::Result<()> {
@@ -105,7 +99,7 @@ fn a_claim_that_no_container_uses_is_prepared(cluster: &mut Cluster) -> anyhow::
     idle["spec"]["containers"][0]["resources"] = json!({});
     cluster.apply(&[template("part", parts()), idle])?;
     cluster.running(&["idle"])?;
-    ensure!(cut(cluster)? == 1, "a claim is prepared whether a container uses it or not");
+    ensure!(cluster.node().cut()? == 1, "a claim is prepared whether a container uses it or not");
     let seen = cluster.exec("idle", "main", &["sh", "-c", "ls /dev | grep -c nvidia || true"])?;
     ensure!(seen.trim() == "0", "a container that names no claim sees {seen} devices");
     Ok(())
@@ -118,34 +112,34 @@ fn a_claim_serves_one_pod_after_the_other(cluster: &mut Cluster) -> anyhow::Resu
         cluster.running(&[name])?;
         cluster.check_devices(name)?;
         cluster.delete_pods(&[name])?;
-        wait::until("the instance to go with the pod", || Ok(cut(cluster)? == 0))?;
+        wait::until("the instance to go with the pod", || Ok(cluster.node().cut()? == 0))?;
     }
     Ok(())
 }
 
 fn twenty_cycles_leave_nothing(cluster: &mut Cluster) -> anyhow::Result<()> {
     let both = devices(&[one("whole", "gpu.nvidia.com"), mig("part", "1g.10gb")]);
-    cluster.apply(&[template("both", both)])?;
-    for cycle in 0..20 {
-        let name = format!("cycle-{cycle}");
-        let end = running(pod(&name, "both"), "Never", &["nvidia-smi", "-L"]);
-        cluster.apply(&[end])?;
-        cluster.succeeded(&[&name])?;
-        cluster.delete_pods(&[&name])?;
+    cluster.apply(&[template("both", both), pod("first", "both")])?;
+    cluster.running(&["first"])?;
+    ensure!(in_use(cluster)? == 1, "the kubelet counts {} claims in use", in_use(cluster)?);
+    cluster.delete_pods(&["first"])?;
+    // As many at a time as there are GPUs for.
+    for round in 0..5 {
+        let names: Vec<_> = (0..4).map(|pod| format!("cycle-{round}-{pod}")).collect();
+        let end = |name: &String| running(pod(name, "both"), "Never", &["nvidia-smi", "-L"]);
+        cluster.apply(&names.iter().map(end).collect::<Vec<_>>())?;
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        cluster.succeeded(&names)?;
+        cluster.delete_pods(&names)?;
     }
     wait::until("dra_resource_claims_in_use to be 0", || Ok(in_use(cluster)? == 0))
 }
 
-/// The kubelet's own count of prepared claims of Kerf.
+/// The kubelet's own count of prepared claims, of whatever driver.
 fn in_use(cluster: &Cluster) -> anyhow::Result<u64> {
     let path = format!("/api/v1/nodes/{}/proxy/metrics", cluster.node().name);
     let metrics = cluster.kubectl(&["get", "--raw", &path])?;
-    let line = metrics
-        .lines()
-        .find(|line| {
-            line.starts_with("dra_resource_claims_in_use{") && line.contains("gpu.nvidia.com")
-        })
-        .context("the kubelet has no count of claims in use of Kerf")?;
-    let count = line.split_whitespace().last().context("a metric has a value")?;
-    Ok(count.parse()?)
+    let all = "dra_resource_claims_in_use{driver_name=\"<any>\"}";
+    let count = metrics.lines().find_map(|line| line.strip_prefix(all));
+    Ok(count.context("the kubelet has no count of claims in use")?.trim().parse()?)
 }

@@ -5,6 +5,7 @@ mod allocation;
 mod examples;
 mod installation;
 mod life;
+mod restarts;
 
 use crate::{programs::Release, suite::Test};
 
@@ -18,6 +19,7 @@ pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
         admission::tests(),
         allocation::tests(),
         life::tests(),
+        restarts::tests(),
         installation::tests(),
     ];
     Ok(suites.into_iter().flatten().collect())
