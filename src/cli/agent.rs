@@ -1,12 +1,16 @@
 //! The agent's life: getting ready, waiting for its turn, serving, handing over.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use futures::FutureExt;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep},
 };
 
@@ -65,16 +69,39 @@ async fn serve(
         ready = Ready::new(&args) => ready?,
         () = told.clone() => return Ok(()),
     };
-    let reporter = ready.reporter.clone();
-    let lock = tokio::select! {
-        lock = standby::acquire(&ready.state_dir, || {
+    let end = ready.end(told);
+    let (lock, doors) = match standby::try_acquire(&ready.state_dir).context(NO_LOCK)? {
+        Some(lock) => (lock, None),
+        None => {
             tracing::info!("standing by: another agent acts on this node");
-            reporter.enter(Phase::StandingBy);
-        }) => lock.context("cannot take the node's agent lock")?,
-        () = told.clone() => return Ok(()),
+            ready.reporter.enter(Phase::StandingBy);
+            // Registered now, the kubelet finds this agent as soon as the other has ended.
+            let mut doors = ready.open_doors(&args, end.clone())?;
+            tokio::select! {
+                lock = standby::acquire(&ready.state_dir) => (lock.context(NO_LOCK)?, Some(doors)),
+                served = &mut doors => return Ok(served??),
+            }
+        }
     };
-    ready.act(&args, lock, told).await
+    ready.act(&args, lock, doors, end).await
 }
+
+/// Resolves when the agent is to stop serving.
+type End = Shared<BoxFuture<'static, ()>>;
+
+/// The doors, being served.
+type Served = JoinHandle<io::Result<()>>;
+
+/// Where the doors are.
+fn door_settings(args: &Args) -> kubelet::Settings {
+    kubelet::Settings {
+        registry: args.kubelet_registrar_directory_path.clone(),
+        plugin_dir: args.machine.state_dir(),
+        pod_uid: args.pod_uid.clone(),
+    }
+}
+
+const NO_LOCK: &str = "cannot take the node's agent lock";
 
 /// All that an agent has before it acts.
 struct Ready {
@@ -86,6 +113,8 @@ struct Ready {
     machine: Arc<Machine>,
     reporter: Reporter,
     probed: watch::Sender<probe::Target>,
+    /// The driver, once this agent acts.
+    acting: watch::Sender<Option<Arc<Driver>>>,
 }
 
 impl Ready {
@@ -98,10 +127,20 @@ impl Ready {
         let cluster = Cluster::connect(args.kubeconfig.as_deref()).await?;
         let machine = Arc::new(Machine::new(machine.nvml_library.clone(), host));
         let reporter = Reporter::new(machine.clone(), boot_id.clone());
-        let probed = watch::Sender::new(probe::Target::StandingBy);
+        let probed = watch::Sender::new(probe::Target::Closed);
         let host_root = args.host_root.clone();
-        let ready =
-            Self { state_dir, host_root, boot_id, store, cluster, machine, reporter, probed };
+        let acting = watch::Sender::new(None);
+        let ready = Self {
+            state_dir,
+            host_root,
+            boot_id,
+            store,
+            cluster,
+            machine,
+            reporter,
+            probed,
+            acting,
+        };
         ready.answer_probes(args).await?;
         ready.machine.preload().await;
         Ok(ready)
@@ -127,12 +166,40 @@ impl Ready {
         Ok(())
     }
 
-    /// Acts as the node's agent: recover, open the doors, publish; and at the end hand over.
+    /// When this agent was told to end, and has finished what was under way.
+    fn end(&self, told: impl Future<Output = ()> + Send + 'static) -> End {
+        let acting = self.acting.subscribe();
+        let end = async move {
+            told.await;
+            let driver = acting.borrow().clone();
+            let Some(driver) = driver else { return };
+            tracing::info!("handing over");
+            if !driver.finish(LAST_WORK).await {
+                tracing::warn!("some work is still under way; its record says how far it came");
+            }
+        };
+        end.boxed().shared()
+    }
+
+    /// Opens the doors and serves them until `end`.
+    fn open_doors(&self, args: &Args, end: End) -> Result<Served, kubelet::Error> {
+        let doors = Doors::open(&door_settings(args))?;
+        let sockets = doors.sockets();
+        self.probed.send_replace(probe::Target::Serving {
+            registration: sockets.registration.clone(),
+            dra: sockets.dra.clone(),
+        });
+        let acting = self.acting.subscribe();
+        Ok(tokio::spawn(doors.serve(acting, self.reporter.registered(), end)))
+    }
+
+    /// Acts as the node's agent: recover, serve at the doors, publish; and at the end hand over.
     async fn act(
         self,
         args: &Args,
         lock: AgentLock,
-        told: impl Future<Output = ()> + Clone + Send + 'static,
+        doors: Option<Served>,
+        end: End,
     ) -> anyhow::Result<()> {
         let socket = self.state_dir.join("agent.sock");
         let (listener, socket_file) = status::bind(&socket)
@@ -148,36 +215,19 @@ impl Ready {
         self.look(&driver, &events).await;
         tokio::select! {
             taken = self.take_over(args, &driver, &events) => taken?,
-            () = told.clone() => return Ok(()),
+            () = end.clone() => return Ok(()),
         }
         driver.recover().await;
-        let doors = Doors::open(&kubelet::Settings {
-            registry: args.kubelet_registrar_directory_path.clone(),
-            plugin_dir: self.state_dir.clone(),
-            pod_uid: args.pod_uid.clone(),
-        })?;
-        let sockets = doors.sockets();
-        self.probed.send_replace(probe::Target::Serving {
-            registration: sockets.registration.clone(),
-            dra: sockets.dra.clone(),
-        });
+        kubelet::remove_stale(&door_settings(args));
+        self.acting.send_replace(Some(driver.clone()));
+        let mut doors = match doors {
+            Some(doors) => doors,
+            None => self.open_doors(args, end)?,
+        };
         self.reporter.enter(Phase::Acting(driver.clone()));
         self.publish(&driver, settings, events.clone());
-
-        let hand_over = {
-            let driver = driver.clone();
-            async move {
-                told.await;
-                tracing::info!("handing over");
-                if !driver.finish(LAST_WORK).await {
-                    tracing::warn!("some work is still under way; its record says how far it came");
-                }
-            }
-        };
-        let end = hand_over.boxed().shared();
-        let registered = self.reporter.registered();
         tokio::select! {
-            served = doors.serve(driver.clone(), registered, end) => served?,
+            served = &mut doors => served??,
             () = self.rescan(&driver, &events) => {}
             () = lost => {
                 socket_file.leave();

@@ -23,17 +23,21 @@ const CORPSE: Duration = Duration::from_secs(30);
 /// How often the holder is asked, and how long it may take.
 const ASK: Duration = Duration::from_secs(1);
 
-/// Takes the lock in `state_dir`, at once or when its holder lets go; `waiting` is called before a
-/// wait. The lock file of a corpse is replaced.
+/// Takes the lock in `state_dir` if nobody holds it.
 ///
 /// # Errors
 /// A lock file that cannot be opened.
-pub(super) async fn acquire(state_dir: &Path, waiting: impl FnOnce()) -> io::Result<AgentLock> {
-    let path = state_dir.join("agent.lock");
-    if let Some(file) = lock::try_lock(&path)? {
-        return Ok(AgentLock { file, path });
-    }
-    waiting();
+pub(super) fn try_acquire(state_dir: &Path) -> io::Result<Option<AgentLock>> {
+    let path = path(state_dir);
+    Ok(lock::try_lock(&path)?.map(|file| AgentLock { file, path }))
+}
+
+/// Takes the lock in `state_dir` when its holder lets go. The lock file of a corpse is replaced.
+///
+/// # Errors
+/// A lock file that cannot be opened.
+pub(super) async fn acquire(state_dir: &Path) -> io::Result<AgentLock> {
+    let path = path(state_dir);
     let holder = state_dir.join("agent.sock");
     loop {
         let file = tokio::select! {
@@ -45,6 +49,10 @@ pub(super) async fn acquire(state_dir: &Path, waiting: impl FnOnce()) -> io::Res
             return Ok(AgentLock { file, path });
         }
     }
+}
+
+fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join("agent.lock")
 }
 
 /// The lock file once its holder has let go.

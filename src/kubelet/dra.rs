@@ -1,18 +1,19 @@
 //! DRA: one answer for each claim that the kubelet asks about, whatever became of the others.
 
-use std::{
-    collections::BTreeMap, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration,
-};
+use std::{collections::BTreeMap, future::Future, panic::AssertUnwindSafe, time::Duration};
 
 use futures::{FutureExt, future::join_all};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
+use super::turn::{Answerer, Turn};
 use crate::{
     driver::{self, Answer, Driver},
     model::claim::ClaimRef,
     proto::{
-        dra_v1::{self as v1, dra_plugin_server::DraPlugin as DraV1},
+        dra_v1::{
+            self as v1, dra_plugin_client::DraPluginClient, dra_plugin_server::DraPlugin as DraV1,
+        },
         dra_v1beta1::{self as v1beta1, dra_plugin_server::DraPlugin as DraV1Beta1},
     },
 };
@@ -26,67 +27,116 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// Answers on the DRA socket.
 #[derive(Clone)]
 pub(super) struct Service {
-    driver: Arc<Driver>,
+    turn: Turn,
 }
 
+/// The answers to a call, by claim UID.
+type Answers<T> = BTreeMap<String, Result<T, String>>;
+
 impl Service {
-    pub(super) fn new(driver: Arc<Driver>) -> Self {
-        Self { driver }
+    pub(super) fn new(turn: Turn) -> Self {
+        Self { turn }
     }
 
     async fn prepare(
         &self,
-        limit: Duration,
+        metadata: &MetadataMap,
         claims: Vec<ClaimRef>,
-    ) -> BTreeMap<String, Result<Vec<Answer>, String>> {
-        let mut answers = Vec::new();
-        for claim in each(claims) {
-            let driver = self.driver.clone();
-            let asked = claim.clone();
-            let work = async move { driver.prepare(&asked).await };
-            answers.push(self.answer("prepare", limit, claim, work));
+    ) -> Result<Answers<Vec<Answer>>, Status> {
+        let (limit, claims) = (limit(metadata), each(claims));
+        let question =
+            v1::NodePrepareResourcesRequest { claims: claims.iter().map(Into::into).collect() };
+        let ask = |mut other: DraPluginClient<_>, request| async move {
+            other.node_prepare_resources(request).await
+        };
+        match self.turn.take(metadata, limit, &question, ask).await? {
+            Answerer::Own(driver) => {
+                let work = |claim: ClaimRef| {
+                    let driver = driver.clone();
+                    async move { driver.prepare(&claim).await }
+                };
+                answer_all("prepare", &driver, limit, claims, work).await
+            }
+            Answerer::Other(answers) => {
+                Ok(answers.claims.into_iter().map(|(uid, answer)| (uid, answer.into())).collect())
+            }
         }
-        join_all(answers).await.into_iter().collect()
     }
 
     async fn unprepare(
         &self,
-        limit: Duration,
+        metadata: &MetadataMap,
         claims: Vec<ClaimRef>,
-    ) -> BTreeMap<String, Result<(), String>> {
-        let mut answers = Vec::new();
-        for claim in each(claims) {
-            let driver = self.driver.clone();
-            let asked = claim.clone();
-            let work = async move { driver.unprepare(&asked).await };
-            answers.push(self.answer("unprepare", limit, claim, work));
-        }
-        join_all(answers).await.into_iter().collect()
-    }
-
-    /// A claim's UID and its answer, within `limit` and whatever happens.
-    async fn answer<T>(
-        &self,
-        verb: &str,
-        limit: Duration,
-        claim: ClaimRef,
-        work: impl Future<Output = Result<T, driver::Error>>,
-    ) -> (String, Result<T, String>) {
-        let outcome = match timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
-            Ok(Ok(Ok(answer))) => Ok(answer),
-            Ok(Ok(Err(error))) => Err(error.line()),
-            Ok(Err(_)) => Err("internal error; see the agent's log".to_owned()),
-            Err(_) => {
-                let delay = self.driver.delay(&claim);
-                Err(format!("not done yet: {delay}; the kubelet will ask again"))
-            }
+    ) -> Result<Answers<()>, Status> {
+        let (limit, claims) = (limit(metadata), each(claims));
+        let question =
+            v1::NodeUnprepareResourcesRequest { claims: claims.iter().map(Into::into).collect() };
+        let ask = |mut other: DraPluginClient<_>, request| async move {
+            other.node_unprepare_resources(request).await
         };
-        let outcome = outcome.map_err(|error| format!("{verb} `{claim}`: {error}"));
-        if let Err(error) = &outcome {
-            tracing::warn!(uid = claim.uid, "{error}");
+        match self.turn.take(metadata, limit, &question, ask).await? {
+            Answerer::Own(driver) => {
+                let work = |claim: ClaimRef| {
+                    let driver = driver.clone();
+                    async move { driver.unprepare(&claim).await }
+                };
+                answer_all("unprepare", &driver, limit, claims, work).await
+            }
+            Answerer::Other(answers) => Ok(answers
+                .claims
+                .into_iter()
+                .map(|(uid, answer)| (uid, outcome((), answer.error)))
+                .collect()),
         }
-        (claim.uid, outcome)
     }
+}
+
+/// What an answer on the wire says.
+fn outcome<T>(done: T, error: String) -> Result<T, String> {
+    if error.is_empty() { Ok(done) } else { Err(error) }
+}
+
+/// All answers to a call, each within `limit`.
+///
+/// # Errors
+/// The agent hands over: then it answers for nobody, and the kubelet, or the next agent, asks again.
+async fn answer_all<T, F: Future<Output = Result<T, driver::Error>>>(
+    verb: &str,
+    driver: &Driver,
+    limit: Duration,
+    claims: Vec<ClaimRef>,
+    work: impl Fn(ClaimRef) -> F,
+) -> Result<Answers<T>, Status> {
+    let answers =
+        claims.into_iter().map(|claim| answer(verb, driver, limit, claim.clone(), work(claim)));
+    join_all(answers).await.into_iter().collect()
+}
+
+/// A claim's UID and its answer, within `limit` and whatever happens.
+async fn answer<T>(
+    verb: &str,
+    driver: &Driver,
+    limit: Duration,
+    claim: ClaimRef,
+    work: impl Future<Output = Result<T, driver::Error>>,
+) -> Result<(String, Result<T, String>), Status> {
+    let outcome = match timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
+        Ok(Ok(Ok(answer))) => Ok(answer),
+        Ok(Ok(Err(error @ driver::Error::HandingOver))) => {
+            return Err(Status::unavailable(error.line()));
+        }
+        Ok(Ok(Err(error))) => Err(error.line()),
+        Ok(Err(_)) => Err("internal error; see the agent's log".to_owned()),
+        Err(_) => {
+            let delay = driver.delay(&claim);
+            Err(format!("not done yet: {delay}; the kubelet will ask again"))
+        }
+    };
+    let outcome = outcome.map_err(|error| format!("{verb} `{claim}`: {error}"));
+    if let Err(error) = &outcome {
+        tracing::warn!(uid = claim.uid, "{error}");
+    }
+    Ok((claim.uid, outcome))
 }
 
 /// The claims of a call, each once.
@@ -128,9 +178,9 @@ macro_rules! serve {
                 &self,
                 request: Request<$version::NodePrepareResourcesRequest>,
             ) -> Result<Response<$version::NodePrepareResourcesResponse>, Status> {
-                let limit = limit(request.metadata());
-                let claims = request.into_inner().claims.into_iter().map(Into::into).collect();
-                let answers = self.prepare(limit, claims).await.into_iter();
+                let (metadata, _, request) = request.into_parts();
+                let claims = request.claims.into_iter().map(Into::into).collect();
+                let answers = self.prepare(&metadata, claims).await?.into_iter();
                 let claims = answers.map(|(uid, answer)| (uid, answer.into())).collect();
                 Ok(Response::new($version::NodePrepareResourcesResponse { claims }))
             }
@@ -139,9 +189,9 @@ macro_rules! serve {
                 &self,
                 request: Request<$version::NodeUnprepareResourcesRequest>,
             ) -> Result<Response<$version::NodeUnprepareResourcesResponse>, Status> {
-                let limit = limit(request.metadata());
-                let claims = request.into_inner().claims.into_iter().map(Into::into).collect();
-                let answers = self.unprepare(limit, claims).await.into_iter();
+                let (metadata, _, request) = request.into_parts();
+                let claims = request.claims.into_iter().map(Into::into).collect();
+                let answers = self.unprepare(&metadata, claims).await?.into_iter();
                 let claims = answers.map(|(uid, answer)| {
                     let error = answer.err().unwrap_or_default();
                     (uid, $version::NodeUnprepareResourceResponse { error })
@@ -182,6 +232,31 @@ macro_rules! serve {
             }
         }
     };
+}
+
+impl From<&ClaimRef> for v1::Claim {
+    fn from(claim: &ClaimRef) -> Self {
+        let ClaimRef { namespace, name, uid } = claim.clone();
+        Self { namespace, uid, name }
+    }
+}
+
+impl From<v1::NodePrepareResourceResponse> for Result<Vec<Answer>, String> {
+    fn from(answer: v1::NodePrepareResourceResponse) -> Self {
+        outcome(answer.devices.into_iter().map(Into::into).collect(), answer.error)
+    }
+}
+
+impl From<v1::Device> for Answer {
+    fn from(device: v1::Device) -> Self {
+        Self {
+            requests: device.request_names,
+            pool: device.pool_name,
+            device: device.device_name,
+            cdi: device.cdi_device_ids,
+            share_id: device.share_id,
+        }
+    }
 }
 
 serve!(DraV1, v1, |answer| { share_id: answer.share_id });

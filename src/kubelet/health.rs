@@ -2,7 +2,6 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -14,6 +13,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::turn::Turn;
 use crate::{
     driver::Driver,
     model::device::Device,
@@ -31,19 +31,12 @@ const VALID: Duration = Duration::from_secs(30);
 /// Answers on the DRA socket.
 #[derive(Clone)]
 pub(super) struct Service {
-    driver: Arc<Driver>,
+    turn: Turn,
 }
 
 impl Service {
-    pub(super) fn new(driver: Arc<Driver>) -> Self {
-        Self { driver }
-    }
-
-    /// Pool and name of each device.
-    fn devices(&self) -> Vec<(String, String)> {
-        let inventory = self.driver.machine().inventory();
-        let devices = inventory.gpus.iter().flat_map(Device::all);
-        devices.map(|device| (self.driver.node().to_owned(), device.name())).collect()
+    pub(super) fn new(turn: Turn) -> Self {
+        Self { turn }
     }
 
     /// The answers to one call, each made by `list`.
@@ -63,7 +56,13 @@ impl Service {
         sender: mpsc::Sender<Result<T, Status>>,
         list: impl Fn(Vec<(String, String)>) -> T,
     ) {
-        let mut inventory = self.driver.machine().watch();
+        // Who stands by has nothing to say: the kubelet hears it from the agent that acts.
+        let driver = tokio::select! {
+            driver = self.turn.own() => driver,
+            () = sender.closed() => return,
+        };
+        let Ok(driver) = driver else { return };
+        let mut inventory = driver.machine().watch();
         let mut again = interval(VALID / 2);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = Vec::new();
@@ -77,7 +76,7 @@ impl Service {
                 () = sender.closed() => return,
             };
             inventory.mark_unchanged();
-            let devices = self.devices();
+            let devices = devices(&driver);
             // Most changes are of how a GPU is cut, and leave its devices as they are.
             if due || devices != told {
                 told.clone_from(&devices);
@@ -87,6 +86,13 @@ impl Service {
             }
         }
     }
+}
+
+/// Pool and name of each device.
+fn devices(driver: &Driver) -> Vec<(String, String)> {
+    let inventory = driver.machine().inventory();
+    let devices = inventory.gpus.iter().flat_map(Device::all);
+    devices.map(|device| (driver.node().to_owned(), device.name())).collect()
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

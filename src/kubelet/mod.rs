@@ -6,16 +6,18 @@ pub mod probe;
 mod registration;
 pub mod rival;
 mod socket;
+mod turn;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc};
 
 use futures::future;
 pub use registration::Registration;
-pub use socket::{Error, Sockets};
+pub use socket::{Error, Sockets, remove_stale};
 use tokio::{net::UnixListener, sync::watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use self::turn::Turn;
 use crate::{
     driver::Driver,
     proto::{
@@ -46,14 +48,12 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Binds the DRA socket, then the registration socket: the kubelet may call at once. Sockets that
-    /// dead agents left are removed first.
+    /// Binds the DRA socket, then the registration socket: the kubelet may call at once.
     ///
     /// # Errors
     /// A directory that is not there, or a path that is too long for a socket.
     pub fn open(settings: &Settings) -> Result<Self, Error> {
         let sockets = Sockets::new(settings)?;
-        sockets.remove_stale();
         let dra = socket::bind(&sockets.dra)?;
         let registration = socket::bind(&sockets.registration)?;
         Ok(Self { sockets, dra, registration })
@@ -64,14 +64,15 @@ impl Doors {
         &self.sockets
     }
 
-    /// Serves until `end`; removes the registration socket first, so that the kubelet turns elsewhere,
+    /// Serves until `end`: what the kubelet asks before there is an `acting` driver is passed on to the
+    /// agent that acts, or waits. Removes the registration socket first, so that the kubelet turns elsewhere,
     /// and then the other.
     ///
     /// # Errors
     /// A server that fails before `end`.
     pub async fn serve(
         self,
-        driver: Arc<Driver>,
+        acting: watch::Receiver<Option<Arc<Driver>>>,
         registered: watch::Sender<Registration>,
         end: impl Future<Output = ()> + Send + Clone + 'static,
     ) -> io::Result<()> {
@@ -80,8 +81,9 @@ impl Doors {
         let registration = Server::builder()
             .add_service(RegistrationServer::new(service))
             .serve_with_incoming_shutdown(UnixListenerStream::new(registration), end.clone());
-        let claims = dra::Service::new(driver.clone());
-        let health = health::Service::new(driver);
+        let turn = Turn::new(acting, &sockets.dra);
+        let claims = dra::Service::new(turn.clone());
+        let health = health::Service::new(turn);
         let dra = Server::builder()
             .add_service(DraV1::new(claims.clone()))
             .add_service(DraV1Beta1::new(claims))

@@ -35,8 +35,8 @@ const WATCH: Duration = Duration::from_secs(5);
 /// What there is to call.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// No doors are open: another agent acts, which is as it should be.
-    StandingBy,
+    /// No doors are open yet.
+    Closed,
     /// The open doors.
     Serving {
         /// Registration socket.
@@ -78,7 +78,7 @@ impl Service {
     async fn status(&self) -> ServingStatus {
         let target = self.target.borrow().clone();
         match target {
-            Target::StandingBy => ServingStatus::Serving,
+            Target::Closed => ServingStatus::Serving,
             Target::Serving { registration, dra } => {
                 match timeout(PATIENCE, call_own(registration, dra)).await {
                     Ok(Ok(())) => ServingStatus::Serving,

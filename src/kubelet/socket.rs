@@ -73,12 +73,6 @@ impl Sockets {
         let paths = [&self.registration, &self.dra];
         paths.into_iter().find(|path| path.as_os_str().len() > LONGEST).cloned()
     }
-
-    /// Removes our sockets to which nobody listens any more.
-    pub(super) fn remove_stale(&self) {
-        remove_stale(&self.registration, NAME, "@reg.sock");
-        remove_stale(&self.dra, "dra@", ".sock");
-    }
 }
 
 impl Drop for Sockets {
@@ -93,8 +87,25 @@ impl Drop for Sockets {
     }
 }
 
-fn remove_stale(socket: &Path, prefix: &str, suffix: &str) {
-    let Some(dir) = socket.parent() else { return };
+/// The DRA sockets of other agents, beside this one.
+pub(super) fn others(own: &Path) -> Vec<PathBuf> {
+    let entries = own.parent().and_then(|dir| std::fs::read_dir(dir).ok());
+    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_dra = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("dra@") && name.ends_with(".sock")
+    };
+    paths.filter(|path| path != own && is_dra(path)).collect()
+}
+
+/// Removes the sockets of agents that are dead: nobody listens to them. For who acts: a socket that is
+/// bound this moment is not listened to yet.
+pub fn remove_stale(settings: &Settings) {
+    remove_unheard(&settings.registry, NAME, "@reg.sock");
+    remove_unheard(&settings.plugin_dir, "dra@", ".sock");
+}
+
+fn remove_unheard(dir: &Path, prefix: &str, suffix: &str) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -116,7 +127,7 @@ pub(super) fn bind(path: &Path) -> Result<UnixListener, Error> {
     match UnixListener::bind(path) {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            // Only the acting agent binds: an earlier one of the same pod was killed.
+            // Nobody else has this name: an earlier agent of the same pod was killed.
             std::fs::remove_file(path).map_err(failed)?;
             UnixListener::bind(path).map_err(failed)
         }
@@ -185,7 +196,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
         drop(std::os::unix::net::UnixListener::bind(&other).unwrap());
         let _listening = std::os::unix::net::UnixListener::bind(&live).unwrap();
-        Sockets::new(&settings).unwrap().remove_stale();
+        remove_stale(&settings);
         assert_eq!([stale.exists(), live.exists(), other.exists()], [false, true, true]);
     }
 }

@@ -1,7 +1,11 @@
 //! One agent acts on a node, the next stands by, and takes over when the first ends, however it does.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
+use kerf::model::claim::ClaimRef;
 use kerf_nvml::{Effect, Fault, Model};
 use kerf_testbed::{
     agent::Agent,
@@ -25,16 +29,68 @@ async fn newcomer(testbed: &Testbed) -> Agent {
     let standing_by = given::until("standing by", || agent.tail().contains("standing by"));
     agent.while_running(standing_by).await.unwrap();
     assert_eq!(probe(address, "liveness").await, Ok(ServingStatus::Serving));
-    assert_eq!(testbed.kubelet.state().registrations, 1, "who stands by does not register");
+    let registered = testbed.kubelet.wait_for(|state| {
+        state.plugins.iter().any(|p| p.connected && p.endpoint.ends_with("dra@b.sock"))
+    });
+    timeout(PATIENCE, registered).await.unwrap();
     agent
 }
 
-async fn registered(testbed: &Testbed, times: u64) {
-    let again = testbed.kubelet.wait_for(|state| {
-        state.registrations >= times
-            && state.plugins.iter().any(|p| p.connected && p.endpoint.ends_with("dra@b.sock"))
+/// Waits until the first agent is none of the kubelet's any more.
+async fn alone(testbed: &Testbed) {
+    let alone = testbed.kubelet.wait_for(|state| {
+        state.plugins.iter().all(|p| p.connected && p.endpoint.ends_with("dra@b.sock"))
     });
-    timeout(PATIENCE, again).await.unwrap();
+    timeout(PATIENCE, alone).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_of_who_stands_by_the_acting_agent_answers() {
+    let mut testbed = given::node(Model::H100_80, 1).start().await.unwrap();
+    let claims = [given::claim(&testbed, "c", &["gpu-0-mig-2g20gb-14-2"])];
+    let unknown = [ClaimRef { uid: "unknown".to_owned(), ..claims[0].clone() }];
+    let asked = async |testbed: &Testbed| {
+        let prepared = testbed.kubelet.prepare(DRIVER, &claims).await;
+        let refused = testbed.kubelet.prepare(DRIVER, &unknown).await;
+        (prepared, refused)
+    };
+    let by_first = asked(&testbed).await;
+    assert!(by_first.0[&claims[0].uid].is_ok() && by_first.1["unknown"].is_err());
+    let second = newcomer(&testbed).await;
+    assert_eq!(asked(&testbed).await, by_first);
+    // Two that stand by do not ask each other in circles.
+    let third = Agent::spawn(&testbed.agent_options("c").unwrap()).unwrap();
+    let registered =
+        testbed.kubelet.wait_for(|state| state.plugins.iter().filter(|p| p.connected).count() == 3);
+    timeout(PATIENCE, registered).await.unwrap();
+    assert_eq!(asked(&testbed).await, by_first);
+    testbed.kubelet.unprepare(DRIVER, &claims).await[&claims[0].uid].as_ref().unwrap();
+    assert_eq!(testbed.leftovers().unwrap(), Vec::<String>::new());
+    drop((testbed.agent.take(), second, third));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_call_fails_while_one_agent_follows_another() {
+    let mut testbed = given::node(Model::H100_80, 1).start().await.unwrap();
+    let claims = [given::claim(&testbed, "c", &["gpu-0-mig-2g20gb-14-2"])];
+    let second = newcomer(&testbed).await;
+    let first = testbed.agent.take().unwrap();
+    let ended = AtomicBool::new(false);
+    let calls = async {
+        let mut calls_after = 0;
+        while calls_after < 3 {
+            calls_after += i32::from(ended.load(Ordering::Relaxed));
+            testbed.kubelet.prepare(DRIVER, &claims).await[&claims[0].uid].as_ref().unwrap();
+            testbed.kubelet.unprepare(DRIVER, &claims).await[&claims[0].uid].as_ref().unwrap();
+        }
+    };
+    let end = async {
+        assert!(first.terminate().await.unwrap().success());
+        ended.store(true, Ordering::Relaxed);
+    };
+    timeout(PATIENCE, async { tokio::join!(calls, end) }).await.unwrap();
+    assert_eq!(testbed.leftovers().unwrap(), Vec::<String>::new());
+    drop(second);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,13 +108,11 @@ async fn told_to_end_the_first_finishes_what_is_under_way() {
     });
     assert!(end.success(), "{end}");
     testbed.machine.clear_faults().unwrap();
-    registered(&testbed, 2).await;
+    alone(&testbed).await;
 
     let again = timeout(PATIENCE, testbed.kubelet.prepare(DRIVER, &claims)).await.unwrap();
     let devices = again[&claims[0].uid].as_ref().unwrap();
-    if let Ok(before) = &answers[&claims[0].uid] {
-        assert_eq!(before, devices);
-    }
+    assert_eq!(answers[&claims[0].uid].as_ref().unwrap(), devices);
     assert_eq!(given::cut(&testbed), [[(14, 2)]]);
     testbed.kubelet.unprepare(DRIVER, &claims).await[&claims[0].uid].as_ref().unwrap();
     assert_eq!(testbed.leftovers().unwrap(), Vec::<String>::new());
@@ -72,11 +126,12 @@ async fn killed_with_work_under_way_the_first_is_undone_by_the_second() {
     let second = newcomer(&testbed).await;
     let fault = Fault { times: 1, ..Fault::next(CREATE, Effect::KillAfter) };
     testbed.machine.inject(fault).unwrap();
+    // Half-done by the first, undone and then done by the second: the kubelet sees one answer.
     let answers = testbed.kubelet.prepare(DRIVER, &claims).await;
-    assert!(answers[&claims[0].uid].is_err());
+    answers[&claims[0].uid].as_ref().unwrap();
     testbed.machine.clear_faults().unwrap();
     drop(testbed.agent.take());
-    registered(&testbed, 2).await;
+    alone(&testbed).await;
 
     let again = testbed.kubelet.prepare(DRIVER, &claims).await;
     again[&claims[0].uid].as_ref().unwrap();
@@ -94,13 +149,12 @@ async fn a_corpse_that_keeps_the_lock_is_replaced_and_ends_when_it_comes_back() 
     let second = newcomer(&testbed).await;
     let first = testbed.agent.take().unwrap();
     first.stop().unwrap();
-    registered(&testbed, 2).await;
-
+    // The kubelet takes the silent one for connected, and this call waits until the lock is taken.
     let again = testbed.kubelet.prepare(DRIVER, &claims).await;
     again[&claims[0].uid].as_ref().unwrap();
     first.cont().unwrap();
     let end = timeout(PATIENCE, first.wait()).await.unwrap().unwrap();
-    assert!(!end.success(), "an agent that was replaced says that it failed");
+    assert!(!end.success(), "an agent that was replaced says that it failed: {}", first.tail());
     assert!(given::status(&testbed).is_some(), "it leaves its successor's socket alone");
     testbed.kubelet.unprepare(DRIVER, &claims).await[&claims[0].uid].as_ref().unwrap();
     assert_eq!(testbed.leftovers().unwrap(), Vec::<String>::new());
