@@ -220,21 +220,25 @@ impl Ready {
         driver.recover().await;
         kubelet::remove_stale(&door_settings(args));
         self.acting.send_replace(Some(driver.clone()));
+        tracing::info!("acting on this node");
         let mut doors = match doors {
             Some(doors) => doors,
             None => self.open_doors(args, end)?,
         };
         self.reporter.enter(Phase::Acting(driver.clone()));
         self.publish(&driver, settings, events.clone());
-        tokio::select! {
-            served = &mut doors => served??,
-            () = self.rescan(&driver, &events) => {}
+        let replaced = tokio::select! {
+            served = &mut doors => return Ok(served??),
+            () = self.rescan(&driver, &events) => Ok(()),
             () = lost => {
                 socket_file.leave();
-                anyhow::bail!("another agent has taken over: this one was thought dead");
+                Err(anyhow::anyhow!("another agent has taken over: this one was thought dead"))
             }
-        }
-        Ok(())
+        };
+        // The sockets go with what serves at them.
+        doors.abort();
+        let _ended = doors.await;
+        replaced
     }
 
     /// Where the host has Kerf's own hook.

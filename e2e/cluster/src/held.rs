@@ -37,6 +37,10 @@ impl Held {
     /// Checks that nothing has happened to it.
     pub(crate) fn goes_on(&self, cluster: &Cluster) -> anyhow::Result<()> {
         cluster.running(&[self.name])?;
+        // A kubelet that has just been started does not know its pods yet.
+        crate::wait::until("the kubelet to reach into the pod", || {
+            Ok(cluster.exec(self.name, "main", &["true"]).is_ok())
+        })?;
         let is = Self::look(cluster, self.name)?;
         ensure!(is == self.was, "pod {} was {}, and is {is}", self.name, self.was);
         cluster.check_devices(self.name)
