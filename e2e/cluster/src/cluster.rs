@@ -3,10 +3,11 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    thread,
     time::Instant,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use kerf_nvml::{Model, NodeDescription};
 
 use crate::{
@@ -53,21 +54,27 @@ impl Cluster {
     /// From nothing to one Ready node with these GPUs.
     pub(crate) fn up(release: Release, supplies: Supplies) -> anyhow::Result<Self> {
         let programs = Programs::build(release)?;
-        let begun = Instant::now();
         let lock = Self::lock()?;
         let dir = PathBuf::from(DIR);
         Self::end(&dir)?;
+        let begun = Instant::now();
         control_plane::check_address()?;
         fs::create_dir_all(&dir)?;
         let pki = Pki::new(&dir.join("pki"))?;
         pki.kubeconfig("admin", "default", &dir.join("admin.kubeconfig"))?;
         let daemons = Daemons::new(&dir)?;
-        control_plane::start(&dir, release, &programs, &pki, &daemons)?;
-        let nodes = Vec::new();
-        let namespace = "default".to_owned();
+        let (nodes, namespace) = (Vec::new(), "default".to_owned());
         let mut cluster =
             Self { release, programs, daemons, dir, pki, supplies, nodes, namespace, _lock: lock };
-        cluster.add_node(&NodeDescription::uniform(Model::H100_80, 8).for_containers())?;
+        let gpus = NodeDescription::uniform(Model::H100_80, 8).for_containers();
+        // A node asks for the API server until it is there.
+        let node = thread::scope(|scope| {
+            let node = scope.spawn(|| cluster.start_node(0, &gpus));
+            let Self { dir, programs, pki, daemons, .. } = &cluster;
+            control_plane::start(dir, release, programs, pki, daemons)?;
+            node.join().map_err(|_| anyhow!("the thread that starts a node panicked"))?
+        })?;
+        cluster.join(node)?;
         wait::until("the service account of pods", || {
             Ok(cluster.kubectl(&["get", "serviceaccount", "default"]).is_ok())
         })?;
@@ -110,20 +117,19 @@ impl Cluster {
 
     /// One more node; returns when it is Ready and knows the images.
     pub(crate) fn add_node(&mut self, gpus: &NodeDescription) -> anyhow::Result<()> {
-        let number = u16::try_from(self.nodes.len())?;
-        let (programs, pki) = (&self.programs, &self.pki);
-        let node = Node::start(
-            &self.dir,
-            number,
-            gpus,
-            &self.supplies.client,
-            self.release,
-            programs,
-            pki,
-        )?;
-        for archive in &self.supplies.archives {
-            node.import(programs, archive)?;
-        }
+        let node = self.start_node(u16::try_from(self.nodes.len())?, gpus)?;
+        self.join(node)
+    }
+
+    fn start_node(&self, number: u16, gpus: &NodeDescription) -> anyhow::Result<Node> {
+        let (programs, client) = (&self.programs, &self.supplies.client);
+        let node = Node::start(&self.dir, number, gpus, client, self.release, programs, &self.pki)?;
+        self.supplies.archives.iter().try_for_each(|archive| node.import(programs, archive))?;
+        Ok(node)
+    }
+
+    /// Waits until a node is Ready.
+    fn join(&mut self, node: Node) -> anyhow::Result<()> {
         let name = node.name.clone();
         self.nodes.push(node);
         wait::until("the node to be Ready", || {
