@@ -29,7 +29,12 @@ pub enum Error {
     },
     /// NVML failed outside a device's own work.
     #[error(transparent)]
-    Nvml(#[from] nvml::Error),
+    Nvml(nvml::Error),
+    /// NVML as a whole is of no use any more.
+    #[error(
+        "the NVIDIA driver was unloaded or exchanged: {0}; once it is loaded, the kubelet will ask again"
+    )]
+    Unloaded(nvml::Error),
     /// No driver is loaded.
     #[error(transparent)]
     Missing(#[from] Missing),
@@ -86,9 +91,10 @@ impl Error {
         }
         line
     }
+}
 
-    /// Whether NVML as a whole is of no use any more.
-    pub(super) fn driver_gone(&self) -> bool {
-        matches!(self, Self::Nvml(error) if error.driver_gone())
+impl From<nvml::Error> for Error {
+    fn from(error: nvml::Error) -> Self {
+        if error.driver_gone() { Self::Unloaded(error) } else { Self::Nvml(error) }
     }
 }

@@ -215,8 +215,8 @@ impl Driver {
         let done = spawn_blocking(move || {
             let done = work(&driver);
             if let Err(error) = &done {
-                if error.driver_gone() {
-                    driver.machine.unload(&error.to_string());
+                if let Error::Unloaded(answer) = error {
+                    driver.machine.unload(&answer.to_string());
                 }
                 driver.machine.suspect();
             }

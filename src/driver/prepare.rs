@@ -78,15 +78,48 @@ impl Driver {
         answer
     }
 
+    /// Reads a GPU as it is now, also one that did not answer before.
+    fn look_at(&self, nvml: &Nvml, uuid: &GpuUuid, allocation: &Allocation) -> Result<(), Error> {
+        let known = self.machine.inventory().gpu(uuid).is_some();
+        // One that is not there at all is a matter of the plan.
+        let Some(index) = self.machine.index(uuid) else { return Ok(()) };
+        let (reason, lost) = match known {
+            true => match self.machine.refresh(nvml, uuid) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.driver_gone() => return Err(error.into()),
+                Err(error) => (error.with_remedy(), error.lost()),
+            },
+            false => match self.machine.read_again(nvml, index) {
+                Ok(_) => return Ok(()),
+                Err(silent) => (silent.reason, silent.lost),
+            },
+        };
+        // Without its driver, every GPU says that it is lost.
+        nvml.versions()?;
+        let else_to_do = match lost {
+            true => ", or delete the pod so that it is scheduled again",
+            false => "; the kubelet will ask again",
+        };
+        Err(Error::Device {
+            device: self.device_on(uuid, allocation),
+            reason: format!("GPU {index} does not answer: {reason}{else_to_do}"),
+        })
+    }
+
+    /// The device of the claim that is on a GPU.
+    fn device_on(&self, uuid: &GpuUuid, allocation: &Allocation) -> String {
+        let numbers = self.machine.numbers();
+        let on_gpu = |name: &str| numbers.get(uuid).is_some_and(|&n| device::is_of(name, n));
+        let result = allocation.results.iter().find(|result| on_gpu(&result.device));
+        result.map(|result| result.device.clone()).unwrap_or_default()
+    }
+
     /// A GPU that hangs is not waited for.
     fn refuse_hung(&self, gpus: &BTreeSet<GpuUuid>, allocation: &Allocation) -> Result<(), Error> {
-        let numbers = self.machine.numbers();
         for uuid in gpus {
             let Some((index, call)) = self.machine.hung_on(uuid) else { continue };
-            let on_gpu = |name: &str| numbers.get(uuid).is_some_and(|&n| device::is_of(name, n));
-            let device = allocation.results.iter().find(|result| on_gpu(&result.device));
             return Err(Error::Device {
-                device: device.map(|result| result.device.clone()).unwrap_or_default(),
+                device: self.device_on(uuid, allocation),
                 reason: format!("GPU {index}: {call}; drain the node and reset the GPU"),
             });
         }
@@ -102,7 +135,7 @@ impl Driver {
         let _files = self.lock_files(gpus)?;
         let nvml = self.machine.nvml()?;
         for gpu in gpus {
-            self.machine.refresh(&nvml, gpu)?;
+            self.look_at(&nvml, gpu, allocation)?;
         }
         if cancelled.0.load(Ordering::SeqCst) {
             return Err(Error::Cancelled);
@@ -483,7 +516,13 @@ fn failed_call(device: &PlannedDevice, error: nvml::Error, what: &str) -> Error 
     if error.driver_gone() {
         return error.into();
     }
-    failed(device, format!("{what}: {error}; the kubelet will ask again"))
+    let else_to_do = match error.lost() {
+        true => ", or delete the pod so that it is scheduled again",
+        false => {
+            "; the kubelet will ask again, and if that does not help, drain the node and reset the GPU"
+        }
+    };
+    failed(device, format!("{what}: {}{else_to_do}", error.with_remedy()))
 }
 
 fn gone(device: &PlannedDevice) -> Error {

@@ -69,6 +69,7 @@ async fn a_driver_that_comes_late_is_waited_for_and_taken_up() {
     let claim = given::claim(&node.testbed, "c", &NAMES);
     let error = prepare(&node.testbed, &claim).await.unwrap_err();
     assert!(error.starts_with("prepare `default/c`: the NVIDIA driver is not loaded: "), "{error}");
+    assert!(error.ends_with("; once it is loaded, the kubelet will ask again"), "{error}");
     node.testbed.machine.load_driver().unwrap();
     node.says("200 OK").await;
     node.publishes(|devices| devices.iter().any(|device| device == "gpu-1")).await;

@@ -18,13 +18,20 @@ fn on(gpu: Option<u32>) -> String {
     gpu.map(|index| format!(" on GPU {index}")).unwrap_or_default()
 }
 
-/// NVML's answer, in NVIDIA's own word where users will look for that.
+/// NVML's answer, in NVIDIA's own word where users will look for that, or where the crate has none.
 fn words(answer: &NvmlError) -> String {
     match answer {
         NvmlError::GpuLost => "GPU is lost".to_owned(),
+        NvmlError::Uninitialized => "Uninitialized".to_owned(),
+        NvmlError::UnexpectedVariant(INSUFFICIENT_RESOURCES) => "Insufficient Resources".to_owned(),
+        NvmlError::UnexpectedVariant(code) => format!("NVML's error {code}"),
         other => other.to_string(),
     }
 }
+
+/// `NVML_ERROR_INSUFFICIENT_RESOURCES`: no room for an instance, or too little left of something else.
+const INSUFFICIENT_RESOURCES: u32 =
+    nvml_wrapper_sys::bindings::nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_RESOURCES;
 
 impl Error {
     pub(super) fn new(function: &'static str, gpu: Option<u32>, answer: NvmlError) -> Self {
@@ -49,6 +56,16 @@ impl Error {
     /// Somebody uses it: worth another try a little later.
     pub fn in_use(&self) -> bool {
         matches!(self.answer, NvmlError::InUse)
+    }
+
+    /// The error and, for a GPU that fell off the bus, how to bring it back.
+    pub fn with_remedy(&self) -> String {
+        match self.gpu {
+            Some(index) if self.lost() => {
+                format!("{self}; reset it with `nvidia-smi -r -i {index}`")
+            }
+            _ => self.to_string(),
+        }
     }
 
     /// The GPU fell off the bus: only a reset brings it back.

@@ -27,10 +27,7 @@ impl Nvml {
         self.read(index, &mut uuid).map_err(|error| Unreadable {
             index,
             uuid,
-            reason: match error.lost() {
-                true => format!("{error}; reset it with `nvidia-smi -r -i {index}`"),
-                false => error.to_string(),
-            },
+            reason: error.with_remedy(),
             lost: error.lost(),
         })
     }

@@ -1,8 +1,10 @@
 //! What a claim is refused for, in words that a user can act on, and that nothing else suffers.
 
-use k8s_openapi::api::resource::v1::ResourceClaim;
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kerf::model::claim::ClaimRef;
-use kerf_nvml::{Model, NodeDescription};
+use kerf_nvml::{Effect, Fault, Model, NodeDescription};
 use kerf_testbed::node::{DRIVER, Testbed};
 use serde_json::{Value, json};
 
@@ -123,6 +125,57 @@ async fn for_a_process_on_the_gpu() {
     );
     testbed.machine.stop_process(4242).unwrap();
     assert_eq!(testbed.leftovers().unwrap(), NOTHING);
+}
+
+/// What it had made of the device until then is gone, and the next try finds a clean GPU.
+#[tokio::test(flavor = "multi_thread")]
+async fn for_an_instance_that_the_gpu_does_not_make() {
+    let testbed = given::node(Model::H100_80, 1).start().await.unwrap();
+    let insufficient_resources = 23;
+    for function in
+        ["nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceCreateComputeInstance"]
+    {
+        let fails = Fault::always(function, Effect::Fail(insufficient_resources));
+        testbed.machine.inject(fails).unwrap();
+        assert_eq!(
+            refusal(&testbed, "gpu-0-mig-1g10gb-19-6").await,
+            format!(
+                "prepare `default/asks`: device `gpu-0-mig-1g10gb-19-6`: carve: {function} on GPU 0: Insufficient \
+                 Resources; the kubelet will ask again, and if that does not help, drain the node and reset the GPU"
+            )
+        );
+        testbed.machine.clear_faults().unwrap();
+    }
+    assert_eq!(testbed.leftovers().unwrap(), NOTHING);
+}
+
+/// It is read again whenever a claim needs it: a look at all GPUs may be seconds away.
+#[tokio::test(flavor = "multi_thread")]
+async fn for_a_gpu_that_is_lost_until_it_is_back() {
+    let testbed = given::node(Model::H100_80, 2).start().await.unwrap();
+    let claim = given::claim(&testbed, "asks", &["gpu-1-mig-1g10gb-19-6"]);
+    testbed.machine.lose_gpu(1).unwrap();
+    let refusal = |function| {
+        format!(
+            "prepare `default/asks`: device `gpu-1-mig-1g10gb-19-6`: GPU 1 does not answer: {function} on GPU 1: GPU \
+             is lost; reset it with `nvidia-smi -r -i 1`, or delete the pod so that it is scheduled again"
+        )
+    };
+    let first = prepare(&testbed, &claim).await.unwrap_err();
+    assert_eq!(first, refusal("nvmlDeviceGetMigMode"));
+    let withdrawn = || testbed.slices().iter().all(|slice| !names(slice).contains("gpu-1"));
+    given::until("the GPU to be withdrawn", withdrawn).await;
+    let second = prepare(&testbed, &claim).await.unwrap_err();
+    assert_eq!(second, refusal("nvmlDeviceGetHandleByIndex_v2"));
+    testbed.machine.reset_gpu(1).unwrap();
+    prepare(&testbed, &claim).await.unwrap();
+    unprepare(&testbed, &claim).await.unwrap();
+    assert_eq!(testbed.leftovers().unwrap(), NOTHING);
+}
+
+/// The devices of a slice.
+fn names(slice: &ResourceSlice) -> BTreeSet<String> {
+    slice.spec.devices.iter().flatten().map(|device| device.name.clone()).collect()
 }
 
 /// A claim with this configuration of ours.
