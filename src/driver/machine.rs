@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock, Weak},
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
@@ -52,6 +52,8 @@ pub struct Machine {
     files: RwLock<Option<Arc<HostFiles>>>,
     numbers: RwLock<BTreeMap<GpuUuid, u32>>,
     state: watch::Sender<Library>,
+    /// How often what is known of a GPU was changed by who had its lock.
+    changes: Mutex<BTreeMap<GpuUuid, u64>>,
     suspicion: Notify,
     pub(super) locks: Locks,
 }
@@ -77,6 +79,7 @@ impl Machine {
             files: RwLock::default(),
             numbers: RwLock::default(),
             state: watch::Sender::new(Library::Missing("not looked for yet".to_owned())),
+            changes: Mutex::default(),
             suspicion: Notify::new(),
             locks: Locks::default(),
         }
@@ -182,6 +185,7 @@ impl Machine {
     /// Loads the library if it is not, and reads all GPUs that nobody is changing. Tells the watchers.
     pub async fn read(self: &Arc<Self>) {
         let machine = self.clone();
+        let seen = self.changes();
         let loaded = spawn_blocking(move || machine.load()).await;
         let outcome = match loaded {
             Ok(Ok((nvml, versions, count))) => Ok(self.read_all(&nvml, versions, count).await),
@@ -189,7 +193,7 @@ impl Machine {
             Err(panic) => Err(panic.to_string()),
         };
         match outcome {
-            Ok(inventory) => self.publish(inventory),
+            Ok(inventory) => self.publish(inventory, &seen),
             Err(reason) => self.unload(&reason),
         }
     }
@@ -276,7 +280,11 @@ impl Machine {
         });
         match timeout(READING, task).await {
             Ok(Ok(Ok(gpu))) => Reading::Read(Box::new(gpu)),
-            Ok(Ok(Err(unreadable))) => Reading::Failed(unreadable),
+            // One that is lost does not even say which it is.
+            Ok(Ok(Err(unreadable))) => {
+                let uuid = unreadable.uuid.clone().or(known);
+                Reading::Failed(Unreadable { uuid, ..unreadable })
+            }
             Ok(Err(panic)) => failed(panic.to_string()),
             Err(_) => failed(self.slow(index)),
         }
@@ -321,8 +329,25 @@ impl Machine {
         number
     }
 
-    fn publish(&self, inventory: Inventory) {
+    fn changes(&self) -> BTreeMap<GpuUuid, u64> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts a change, before anybody can see it.
+    fn count_change(&self, uuid: &GpuUuid) {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        *changes.entry(uuid.clone()).or_default() += 1;
+    }
+
+    /// Reading all GPUs takes as long as the slowest: what was changed since it began, `seen`, stays.
+    fn publish(&self, mut inventory: Inventory, seen: &BTreeMap<GpuUuid, u64>) {
         self.state.send_if_modified(|state| {
+            if let Library::Loaded(known) = state {
+                let changes = self.changes();
+                let changed =
+                    changes.iter().filter(|(uuid, count)| seen.get(*uuid) != Some(*count));
+                changed.for_each(|(uuid, _)| inventory.keep(known, uuid));
+            }
             let same = matches!(state, Library::Loaded(known) if **known == inventory);
             if !same {
                 *state = Library::Loaded(Arc::new(inventory));
@@ -371,6 +396,7 @@ impl Machine {
             inventory.gpus.retain(|known| known.uuid != gpu.uuid);
             inventory.gpus.push(gpu.clone());
             inventory.gpus.sort_by_key(|gpu| gpu.number);
+            self.count_change(&gpu.uuid);
         });
         Ok(gpu)
     }
@@ -396,6 +422,7 @@ impl Machine {
             let gpu = gpus.find(|gpu| gpu.uuid == *uuid);
             if let Some(mig) = gpu.and_then(|gpu| gpu.mig.as_mut()) {
                 change(&mut mig.instances);
+                self.count_change(uuid);
             }
         });
     }
@@ -407,6 +434,7 @@ impl Machine {
             if let Some(gpu) = inventory.gpus.iter_mut().find(|gpu| gpu.uuid == *uuid) {
                 gpu.mig = mig;
                 gpu.minor = minor;
+                self.count_change(uuid);
             }
         });
     }
@@ -414,5 +442,5 @@ impl Machine {
 
 /// There is no NVIDIA driver to ask.
 #[derive(Debug, thiserror::Error)]
-#[error("the NVIDIA driver is not loaded: {0}")]
+#[error("the NVIDIA driver is not loaded: {0}; once it is loaded, the kubelet will ask again")]
 pub struct Missing(String);

@@ -32,6 +32,17 @@ impl Inventory {
     pub fn gpu(&self, uuid: &GpuUuid) -> Option<&Gpu> {
         self.gpus.iter().find(|gpu| gpu.uuid == *uuid)
     }
+
+    /// Replaces what it says of a GPU by what `known` says.
+    pub fn keep(&mut self, known: &Self, uuid: &GpuUuid) {
+        let silent = |gpu: &Unreadable| gpu.uuid.as_ref() == Some(uuid);
+        self.gpus.retain(|gpu| gpu.uuid != *uuid);
+        self.unreadable.retain(|gpu| !silent(gpu));
+        self.gpus.extend(known.gpu(uuid).cloned());
+        self.unreadable.extend(known.unreadable.iter().filter(|gpu| silent(gpu)).cloned());
+        self.gpus.sort_by_key(|gpu| gpu.number);
+        self.unreadable.sort_by_key(|gpu| gpu.index);
+    }
 }
 
 /// Versions of the loaded driver.
