@@ -139,6 +139,22 @@ impl Cluster {
         })
     }
 
+    /// Takes the last node away, as if its machine were gone for good.
+    pub(crate) fn remove_node(&mut self) -> anyhow::Result<()> {
+        let node = self.nodes.pop().context("there is no node")?;
+        let number = u16::try_from(self.nodes.len())?;
+        let name = node.name.clone();
+        drop(node);
+        Node::stop(&self.dir, number)?;
+        self.kubectl(&["delete", "node", &name])?;
+        // What ran there ends when somebody says so, or after 40 s.
+        let selector = format!("--field-selector=spec.nodeName={name}");
+        let end = ["delete", "pods", "--all-namespaces", &selector, "--force", "--grace-period=0"];
+        self.kubectl(&end)?;
+        let dir = self.dir.join(&name);
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot remove `{}`", dir.display()))
+    }
+
     /// The first node.
     pub(crate) fn node(&self) -> &Node {
         &self.nodes[0]
@@ -199,7 +215,9 @@ pub(crate) fn supplies(binaries: &Path, kerf: &Path) -> anyhow::Result<Supplies>
         ("pause", images::SANDBOX, images::sandbox()),
         ("ubuntu", images::UBUNTU, images::ubuntu(&client)?),
     ];
-    let mut archives = vec![kerf.to_owned()];
+    // Nodes are mount namespaces, in which this process's directory is not the current one.
+    let kerf = kerf.canonicalize().with_context(|| format!("no image `{}`", kerf.display()))?;
+    let mut archives = vec![kerf];
     for (file, name, image) in all {
         let path = dir.join(format!("{file}.tar"));
         let size = image.write(name, &path)?;

@@ -11,6 +11,7 @@ use crate::{
     command::Run,
     install::{NAMESPACE, root},
     manifests::{claim, configured, one, template},
+    wait,
 };
 
 tests!("admission":
@@ -86,25 +87,31 @@ fn the_line_names_the_mistake_and_what_to_write(cluster: &mut Cluster) -> anyhow
 fn what_is_there_already_can_be_updated(cluster: &mut Cluster) -> anyhow::Result<()> {
     let typo = json!({ "apiVersion": "resource.nvidia.com/v1beta1", "kind": "GpuConfg" });
     let devices = configured(&[one("gpu", "gpu.nvidia.com")], typo);
-    let binding = ["validatingadmissionpolicybinding", "kerf-configuration"];
-    let mut saved = cluster.get(&binding)?;
-    cluster.kubectl(&["delete", binding[0], binding[1]])?;
-    let made = crate::wait::until("the policy to be off", || {
-        Ok(cluster
-            .apply(&[claim("old", devices.clone()), class("kerf-e2e-old", devices.clone())])
-            .is_ok())
-    });
-    saved["metadata"] = json!({ "name": binding[1], "labels": saved["metadata"]["labels"], "annotations": saved["metadata"]["annotations"] });
-    cluster.apply(&[saved])?;
-    made?;
-    crate::wait::until("the policy to be on", || {
-        Ok(!refusals(cluster, &[claim("new", devices.clone())])?.is_empty())
-    })?;
+    apply_unchecked(cluster, &[claim("old", devices.clone()), class("kerf-e2e-old", devices)])?;
     cluster.kubectl(&["annotate", "resourceclaim", "old", "touched=yes"])?;
     let class = cluster.kubectl(&["annotate", "deviceclass", "kerf-e2e-old", "touched=yes"]);
     cluster.kubectl(&["delete", "deviceclass", "kerf-e2e-old"])?;
     ensure!(class.is_err(), "a class with a typing error could be updated");
     Ok(())
+}
+
+/// Applies what the policy would refuse.
+pub(super) fn apply_unchecked(cluster: &Cluster, objects: &[Value]) -> anyhow::Result<()> {
+    let binding = ["validatingadmissionpolicybinding", "kerf-configuration"];
+    let mut saved = cluster.get(&binding)?;
+    cluster.kubectl(&["delete", binding[0], binding[1]])?;
+    let made = wait::until("the policy to be off", || Ok(cluster.apply(objects).is_ok()));
+    saved["metadata"] = json!({
+        "name": binding[1],
+        "labels": saved["metadata"]["labels"], "annotations": saved["metadata"]["annotations"],
+    });
+    cluster.apply(&[saved])?;
+    made?;
+    let typo = json!({ "apiVersion": "resource.nvidia.com/v1beta1", "kind": "GpuConfg" });
+    let refused = claim("refused", configured(&[one("gpu", "gpu.nvidia.com")], typo));
+    wait::until("the policy to be on", || {
+        Ok(!refusals(cluster, std::slice::from_ref(&refused))?.is_empty())
+    })
 }
 
 fn an_agent_writes_slices_of_its_own_node_only(cluster: &mut Cluster) -> anyhow::Result<()> {
