@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use kerf_nvml::{Machine, NodeDescription};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::{
@@ -195,6 +195,8 @@ state = '/run/containerd-state'
             "clusterDNS": ["10.96.0.10"],
             "maxPods": 200, "serializeImagePulls": false, "registryPullQPS": 0,
             "kubeAPIQPS": 100, "kubeAPIBurst": 200,
+            // A claim that was refused is prepared again when its pod is next looked at; every minute else.
+            "syncFrequency": "1s",
             "featureGates": control_plane::kubelet_gates(release),
             "evictionHard": {
                 "memory.available": "100Mi", "nodefs.available": "0%", "imagefs.available": "0%",
@@ -213,6 +215,8 @@ state = '/run/containerd-state'
         kubelet.arg("--config").arg(self.dir.join("kubelet.json"));
         kubelet.arg("--kubeconfig").arg(self.dir.join("kubelet.kubeconfig"));
         kubelet.args(["--hostname-override", &self.name, "--root-dir", "/var/lib/kubelet", "-v=2"]);
+        // Each call to a DRA driver and its answer: the buckets of its metrics begin at 100 ms.
+        kubelet.arg("--vmodule=dra_plugin=4");
         self.daemons.start("kubelet", &mut kubelet)
     }
 
@@ -241,6 +245,19 @@ state = '/run/containerd-state'
         self.make_namespace()?;
         self.start_containerd(programs)?;
         self.start_kubelet(programs)
+    }
+
+    /// Does something while the kubelet stands still: between the scheduler's choice and what the node makes
+    /// of it.
+    pub(crate) fn while_kubelet_waits<T>(
+        &self,
+        meanwhile: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let kubelet = self.daemons.pid("kubelet").context("there is no kubelet")?;
+        kill_process(kubelet, Signal::STOP)?;
+        let done = meanwhile();
+        kill_process(kubelet, Signal::CONT)?;
+        done
     }
 
     /// Ends the node, with everything that runs on it.

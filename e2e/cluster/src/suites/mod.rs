@@ -5,7 +5,9 @@ mod allocation;
 mod examples;
 mod installation;
 mod life;
+mod refusals;
 mod restarts;
+mod scale;
 
 use crate::{programs::Release, suite::Test};
 
@@ -20,6 +22,8 @@ pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
         allocation::tests(),
         life::tests(),
         restarts::tests(),
+        refusals::tests(),
+        scale::tests(),
         installation::tests(),
     ];
     Ok(suites.into_iter().flatten().collect())
