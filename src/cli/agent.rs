@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::{
+    listen,
     node::{AdoptMig, Args},
     report::{Phase, Reporter},
     standby,
@@ -148,7 +149,7 @@ impl Ready {
 
     async fn answer_probes(&self, args: &Args) -> anyhow::Result<()> {
         if let Ok(port) = u16::try_from(args.healthcheck_port) {
-            let listener = probe::bind(port).await;
+            let listener = listen::port(port);
             let listener =
                 listener.with_context(|| format!("cannot listen on health port {port}"))?;
             tracing::info!(address = %listener.local_addr()?, "gRPC health");
@@ -157,7 +158,7 @@ impl Ready {
         }
         if !args.http_endpoint.is_empty() {
             let endpoint = &args.http_endpoint;
-            let listener = http::bind(endpoint).await;
+            let listener = listen::endpoint(endpoint).await;
             let listener = listener.with_context(|| format!("cannot listen on `{endpoint}`"))?;
             tracing::info!(address = %listener.local_addr()?, "HTTP");
             let reporter = self.reporter.clone();

@@ -5,6 +5,7 @@ mod agent;
 mod cut;
 mod devices;
 pub mod inventory;
+mod listen;
 mod look;
 pub mod machine;
 pub mod node;

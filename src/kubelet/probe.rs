@@ -1,6 +1,6 @@
 //! Probes: gRPC health over TCP, as the kubelet asks it, which calls the agent's own sockets.
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, pin::Pin, time::Duration};
+use std::{future::Future, path::PathBuf, pin::Pin, time::Duration};
 
 use futures::Stream;
 use hyper_util::rt::TokioIo;
@@ -59,14 +59,6 @@ pub async fn serve(
         .add_service(HealthServer::new(Service { target }))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), end)
         .await
-}
-
-/// Binds the port of probes on all addresses: the kubelet asks the pod's.
-///
-/// # Errors
-/// A port that is taken.
-pub async fn bind(port: u16) -> std::io::Result<TcpListener> {
-    TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await
 }
 
 #[derive(Clone)]

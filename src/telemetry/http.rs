@@ -1,6 +1,6 @@
 //! `/healthz` and `/readyz` over HTTP, for people and probes.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, sync::Arc};
 
 use axum::{Router, http::StatusCode, routing::get};
 use tokio::net::TcpListener;
@@ -24,15 +24,4 @@ pub async fn serve(listener: TcpListener, readiness: Readiness) -> io::Result<()
     let router =
         Router::new().route("/healthz", get(|| async { "alive\n" })).route("/readyz", get(ready));
     axum::serve(listener, router).await
-}
-
-/// An address as NVIDIA's driver takes it: `:8080` is all addresses.
-///
-/// # Errors
-/// No such address, or one that is taken.
-pub async fn bind(endpoint: &str) -> io::Result<TcpListener> {
-    match endpoint.strip_prefix(':').and_then(|port| port.parse().ok()) {
-        Some(port) => TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await,
-        None => TcpListener::bind(endpoint).await,
-    }
 }
