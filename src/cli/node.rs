@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::runtime;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use super::{agent, machine::MachineArgs};
+use super::{agent, machine::MachineArgs, style::Style};
 use crate::node::memory;
 
 /// Arguments of `kerf node`. Names and environment are those of NVIDIA's driver where they mean the
@@ -95,7 +95,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn log(args: &Args) -> anyhow::Result<()> {
     let targets: Targets = args.log.parse().context("`--log` is not a list of levels")?;
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // `kubectl logs` and files show escapes as they are.
+    let ansi = Style::of_stderr().color;
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(ansi);
     let registry = tracing_subscriber::registry().with(targets);
     match args.logging_format {
         LoggingFormat::Text => registry.with(log).init(),

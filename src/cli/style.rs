@@ -41,12 +41,20 @@ pub struct Lines {
     pub bottom: [char; 3],
 }
 
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 impl Style {
     /// What standard output can show: colour on a terminal unless `NO_COLOR` is set
     /// (<https://no-color.org>), box drawing where the locale is UTF-8.
     pub fn of_stdout() -> Self {
-        let variable = |name: &str| std::env::var(name).ok();
         Self::of(std::io::stdout().is_terminal(), variable)
+    }
+
+    /// What standard error can show.
+    pub fn of_stderr() -> Self {
+        Self::of(std::io::stderr().is_terminal(), variable)
     }
 
     fn of(terminal: bool, variable: impl Fn(&str) -> Option<String>) -> Self {

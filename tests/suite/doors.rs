@@ -144,6 +144,16 @@ async fn probes_call_the_sockets_for_real() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_goes_to_no_terminal_has_no_escapes() {
+    let testbed = given::node(Model::L4, 1).start_without_agent().await.unwrap();
+    let options = testbed.agent_options("a").unwrap();
+    let agent = Agent::spawn(&options).unwrap();
+    agent.while_running(testbed.kubelet.registered(DRIVER)).await.unwrap();
+    let log = std::fs::read_to_string(&options.log).unwrap();
+    assert!(log.contains("INFO") && !log.contains('\u{1b}'), "{log:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_an_agent_from_its_doors_is_said_in_one_line() {
     let testbed = given::node(Model::L4, 1).start_without_agent().await.unwrap();
     let taken = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap();
