@@ -223,6 +223,10 @@ impl Configuration {
 /// Checks the configuration that applies to a device which a request was given: the last that names
 /// the request, or names none and fits the device. Without one, the defaults change nothing.
 ///
+/// From 1.37 on schedulers leave out the names where a configuration names all requests of its claim.
+/// One for a virtual machine fits nothing here, so it is for whatever has no other: a container must not
+/// get a GPU in its stead.
+///
 /// `configurations` are in the order of precedence: those of classes, then those of the claim.
 pub fn check(
     configurations: &[Configuration],
@@ -235,7 +239,9 @@ pub fn check(
 fn choose(configurations: &[Configuration], request: &str, part: &Part<'_>) -> Option<Config> {
     let applies =
         |of: &&Configuration| of.names(request) || (of.requests.is_empty() && of.config.fits(part));
-    configurations.iter().rfind(applies).map(|of| of.config)
+    let passes_through = |of: &&Configuration| of.requests.is_empty() && of.config == Config::Vfio;
+    let chosen = configurations.iter().rfind(applies);
+    chosen.or_else(|| configurations.iter().rfind(passes_through)).map(|of| of.config)
 }
 
 fn gpu(object: &Object<'_>) -> Result<Option<Sharing>, Error> {

@@ -32,7 +32,7 @@ type Case<'c> = (&'c [(&'c [&'c str], Config)], &'c str, Option<Config>);
 
 #[test]
 fn the_last_that_names_the_request_or_none_applies_to_a_whole_gpu() {
-    let cases: [Case; 14] = [
+    let cases: [Case; 17] = [
         (&[], "gpu", None),
         (&[(&[], PLAIN), (&[], SHORT)], "gpu", Some(SHORT)),
         (&[(&[], SHORT), (&[], PLAIN)], "gpu", Some(PLAIN)),
@@ -50,6 +50,10 @@ fn the_last_that_names_the_request_or_none_applies_to_a_whole_gpu() {
         (&[(&[], PLAIN), (&[], MIG), (&[], Config::Vfio)], "gpu", Some(PLAIN)),
         (&[(&[], PLAIN), (&["gpu"], MIG)], "gpu", Some(MIG)),
         (&[(&[], PLAIN), (&["gpu"], Config::Vfio)], "gpu", Some(Config::Vfio)),
+        // What fits nothing is for what has no other.
+        (&[(&[], Config::Vfio)], "gpu", Some(Config::Vfio)),
+        (&[(&["other"], PLAIN), (&[], Config::Vfio), (&[], MIG)], "gpu", Some(Config::Vfio)),
+        (&[(&["other"], Config::Vfio)], "gpu", None),
     ];
     for (all, request, expected) in cases {
         let chosen = choose(&configurations(all), request, &Part::Whole);
@@ -60,8 +64,9 @@ fn the_last_that_names_the_request_or_none_applies_to_a_whole_gpu() {
 #[test]
 fn a_mig_device_has_its_own_kind() {
     let gpu = gpu(&H100, 0);
-    let cases: [Case; 3] = [
+    let cases: [Case; 4] = [
         (&[(&[], MIG), (&[], SHORT), (&[], Config::Vfio)], "part", Some(MIG)),
+        (&[(&[], SHORT), (&[], Config::Vfio)], "part", Some(Config::Vfio)),
         (&[(&[], SHORT)], "part", None),
         (&[(&[], MIG), (&["part"], SHORT)], "part/small", Some(SHORT)),
     ];
