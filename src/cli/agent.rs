@@ -330,9 +330,16 @@ impl Ready {
         tokio::spawn(driver.clone().describe_pool(features, desired));
         let cluster = self.cluster.clone();
         let publish = publish(cluster, settings, wanted, kicks, published, tell_server, events);
-        tokio::spawn(publish);
-        // The kubelet's start wipes our slices, and then it registers us.
         let mut registration = self.reporter.registered().subscribe();
+        let mut first = registration.clone();
+        tokio::spawn(async move {
+            // A pod that the scheduler sent here earlier would fail, and the kubelet tries it again only
+            // after a minute.
+            if first.wait_for(|now| now.times > 0).await.is_ok() {
+                publish.await;
+            }
+        });
+        // The kubelet's start wipes our slices, and then it registers us.
         tokio::spawn(async move {
             while registration.changed().await.is_ok() {
                 kick.send_replace(registration.borrow_and_update().times);

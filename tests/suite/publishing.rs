@@ -1,10 +1,15 @@
 //! What the API server is given, by release, and that it stays so whatever happens to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use k8s_openapi::api::resource::v1::{Device, ResourceSlice};
+use kerf::model::status::AgentState;
 use kerf_nvml::Model;
 use kerf_testbed::{
+    agent::Agent,
     apiserver::{ApiOptions, Gate, Gates, Release},
     node::Testbed,
 };
@@ -99,6 +104,26 @@ fn assert_is_ours(testbed: &Testbed, index: usize, count: usize, slice: &Resourc
         ("node-a", 1, count)
     );
     assert_eq!(slice.spec.driver, "gpu.nvidia.com");
+}
+
+/// A pod that the scheduler sends here earlier fails, and is tried again after a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_published_before_the_kubelet_has_registered_the_agent() {
+    let testbed = given::node(Model::L4, 1).start_without_agent().await.unwrap();
+    testbed.kubelet.stop().await;
+    let options = testbed.agent_options("a").unwrap();
+    let _agent = Agent::spawn(&options).unwrap();
+    let acts = || {
+        let agent = given::status(&testbed).and_then(|status| status.agent);
+        agent.is_some_and(|agent| agent.state == AgentState::Serving)
+    };
+    given::until("the agent to act", acts).await;
+    let begun = Instant::now();
+    testbed.kubelet.restart().await.unwrap();
+    testbed.published().await;
+    let requests = testbed.api.requests();
+    let early = requests.iter().filter(|it| it.path.contains(SLICES) && it.at < begun);
+    assert_eq!(early.map(|it| &it.path).collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
