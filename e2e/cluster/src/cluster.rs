@@ -28,7 +28,7 @@ const NODES: u16 = 4;
 
 /// What nodes are given.
 #[derive(Clone, Debug)]
-pub(crate) struct Supplies {
+struct Supplies {
     /// Images, as archives.
     archives: Vec<PathBuf>,
     /// The driver's client for containers.
@@ -51,10 +51,12 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// From nothing to one Ready node with these GPUs.
-    pub(crate) fn up(release: Release, supplies: Supplies) -> anyhow::Result<Self> {
+    /// From nothing to one Ready node. Pods find these programs and this image of Kerf there.
+    pub(crate) fn up(release: Release, binaries: &Path, kerf: &Path) -> anyhow::Result<Self> {
         let programs = Programs::build(release)?;
         let lock = Self::lock()?;
+        // Where another runner may write, too.
+        let supplies = supplies(binaries, kerf)?;
         let dir = PathBuf::from(DIR);
         Self::end(&dir)?;
         let begun = Instant::now();
@@ -207,7 +209,7 @@ impl Cluster {
 }
 
 /// With the images that every node has: what holds pods, what pods run in, and Kerf's own.
-pub(crate) fn supplies(binaries: &Path, kerf: &Path) -> anyhow::Result<Supplies> {
+fn supplies(binaries: &Path, kerf: &Path) -> anyhow::Result<Supplies> {
     let dir = PathBuf::from(format!("{DIR}-images"));
     fs::create_dir_all(&dir)?;
     let client = binaries.join("nvidia-smi");

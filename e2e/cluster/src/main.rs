@@ -68,8 +68,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         return Ok(true);
     }
     let chosen = suite::choose(&args.suites, args.kubernetes)?;
-    let supplies = cluster::supplies(&args.binaries, &args.image)?;
-    let mut cluster = Cluster::up(args.kubernetes, supplies)?;
+    let mut cluster = Cluster::up(args.kubernetes, &args.binaries, &args.image)?;
     let passed = suite::run(&mut cluster, &chosen);
     if args.keep {
         println!("the cluster is left up: export KUBECONFIG={}", cluster.kubeconfig().display());
