@@ -34,11 +34,15 @@ fn gates(release: Release) -> &'static str {
     }
 }
 
-/// APIs that suites need and a release does not serve by default.
+/// APIs that suites need and a release does not serve by default: those of taint rules and, for manifests
+/// of older clusters, those before `v1`.
 fn apis(release: Release) -> &'static str {
     match release {
-        Release::V1_37 | Release::V1_31 => "",
-        Release::V1_34 => "resource.k8s.io/v1alpha3=true",
+        Release::V1_31 => "",
+        Release::V1_37 => "resource.k8s.io/v1beta1=true,resource.k8s.io/v1beta2=true",
+        Release::V1_34 => {
+            "resource.k8s.io/v1beta1=true,resource.k8s.io/v1beta2=true,resource.k8s.io/v1alpha3=true"
+        }
     }
 }
 

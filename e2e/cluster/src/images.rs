@@ -206,7 +206,7 @@ pub(crate) fn sandbox() -> Image {
     Image::new().file("bin/busybox", busybox).entrypoint(&["/bin/busybox", "sleep", "infinity"])
 }
 
-/// A small system under the name of the image that `examples/` use: a shell, the program that lists what
+/// A small system under the name of the image that `examples/` use: shells, the program that lists what
 /// its loader knows, and the libraries that the driver's client needs.
 pub(crate) fn ubuntu(client: &Path) -> anyhow::Result<Image> {
     let busybox = PathBuf::from("/bin/busybox");
@@ -220,5 +220,6 @@ pub(crate) fn ubuntu(client: &Path) -> anyhow::Result<Image> {
     {
         image = image.link(&format!("bin/{name}"), "busybox");
     }
-    image.libraries_of(client)
+    let bash = Path::new("/bin/bash");
+    image.file("bin/bash", bash).libraries_of(bash)?.libraries_of(client)
 }

@@ -19,6 +19,7 @@ use crate::{
 tests!("allocation":
     a_whole_gpu_and_mig_devices_in_one_pod,
     a_claim_shared_by_containers_and_pods,
+    a_claim_that_others_use_and_one_of_its_own,
     a_request_for_each_container,
     devices_of_one_gpu_by_match_attribute,
     devices_of_different_gpus_by_distinct_attribute,
@@ -43,7 +44,7 @@ fn runs(cluster: &Cluster, name: &str, devices: Value) -> anyhow::Result<()> {
 }
 
 /// The names of the devices that a pod's claims were allocated.
-fn allocated(cluster: &Cluster, pod: &str) -> anyhow::Result<Vec<String>> {
+pub(super) fn allocated(cluster: &Cluster, pod: &str) -> anyhow::Result<Vec<String>> {
     let claims = cluster.list(&["resourceclaims"])?;
     let reserved = |claim: &&Value| {
         let holders = claim["status"]["reservedFor"].as_array();
@@ -58,7 +59,7 @@ fn allocated(cluster: &Cluster, pod: &str) -> anyhow::Result<Vec<String>> {
 }
 
 /// The GPUs that devices are on, or are.
-fn gpus(devices: &[String]) -> BTreeSet<&str> {
+pub(super) fn gpus(devices: &[String]) -> BTreeSet<&str> {
     devices.iter().map(|name| name.split("-mig-").next().unwrap_or(name)).collect()
 }
 
@@ -81,6 +82,23 @@ fn a_claim_shared_by_containers_and_pods(cluster: &mut Cluster) -> anyhow::Resul
     cluster.check_devices("b")?;
     cluster.delete_pods(&["a"])?;
     cluster.check_devices("b")
+}
+
+fn a_claim_that_others_use_and_one_of_its_own(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let shared = claim("shared", devices(&[mig("part", "2g.20gb")]));
+    cluster.apply(&[shared, pod_of("user", "shared")])?;
+    cluster.running(&["user"])?;
+    let claims = json!([
+        { "name": "shared", "resourceClaimName": "shared" },
+        { "name": "own", "resourceClaimTemplateName": "own" },
+    ]);
+    let uses = json!([{ "name": "shared" }, { "name": "own" }]);
+    let both = with_claims("both", claims, json!([waiting("main", uses)]));
+    cluster.apply(&[template("own", devices(&[mig("part", "1g.10gb")])), both])?;
+    cluster.running(&["both"])?;
+    cluster.check_devices("both")?;
+    ensure!(allocated(cluster, "both")?.len() == 2);
+    cluster.check_devices("user")
 }
 
 fn a_request_for_each_container(cluster: &mut Cluster) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 mod admission;
 mod allocation;
+mod compatibility;
 mod examples;
 mod installation;
 mod life;
@@ -20,6 +21,7 @@ pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
         examples::tests()?,
         admission::tests(),
         allocation::tests(),
+        compatibility::tests(),
         life::tests(),
         restarts::tests(),
         refusals::tests(),
