@@ -162,6 +162,13 @@ state = '/run/containerd-state'
         crate::wait::until("containerd", || Ok(self.ctr(programs)?.args(["version"]).run().is_ok()))
     }
 
+    /// All that containerd goes by: what it was given, and its defaults.
+    pub(crate) fn containerd_configuration(&self, programs: &Programs) -> anyhow::Result<String> {
+        let mut containerd = self.command(programs.runtime("containerd"))?;
+        let arguments = ["config", "dump"];
+        output(containerd.arg("--config").arg(self.dir.join("containerd.toml")).args(arguments))
+    }
+
     fn ctr(&self, programs: &Programs) -> anyhow::Result<Command> {
         let mut ctr = self.command(programs.runtime("ctr"))?;
         ctr.args(["--address", &self.socket(), "--namespace", "k8s.io"]);

@@ -55,6 +55,20 @@ async fn one_device_for_several_requests_and_subrequests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_share_of_a_device_is_answered_with_its_id() {
+    let testbed = given::node(Model::L4, 1).start().await.unwrap();
+    let share = "5d0a4b1e-9a2c-4f0e-8a68-0c5b9b5a3d11";
+    let mut shared = result("r0", "gpu-0");
+    shared["shareID"] = json!(share);
+    let claim = claim_of(&testbed, "c", &[shared]);
+    let answered = prepare(&testbed, &claim).await.unwrap();
+    assert_eq!(answered.len(), 1);
+    assert_eq!(answered[0].share_id.as_deref(), Some(share));
+    unprepare(&testbed, &claim).await.unwrap();
+    assert_eq!(testbed.leftovers().unwrap(), NOTHING);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn results_of_other_drivers_are_not_ours() {
     let testbed = given::node(Model::H100_80, 1).start().await.unwrap();
     let other = |request| json!({ "request": request, "driver": "nic.example.com", "pool": "elsewhere", "device": "gpu-0" });

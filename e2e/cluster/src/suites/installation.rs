@@ -13,6 +13,7 @@ use crate::{
     files,
     held::Held,
     install::{self, NAMESPACE, root},
+    manifests::{devices, merge, mig, pod, template, waiting, with_claims},
     wait,
 };
 
@@ -20,8 +21,11 @@ tests!("installation":
     the_chart_renders_just_the_manifest,
     a_bad_value_is_refused_by_its_name,
     nothing_has_more_rights_than_it_uses,
+    nothing_but_claims_gives_out_gpus,
     an_upgrade_and_a_rollback_disturb_no_pod,
+    an_upgrade_that_fails_leaves_the_agent_that_serves,
     a_pod_outlives_an_agent_that_is_uninstalled,
+    a_pod_waits_for_the_agent_that_is_to_serve_it,
     the_manifest_installs_what_helm_does,
     an_agent_runs_where_labels_tell_of_a_gpu,
 );
@@ -116,14 +120,62 @@ fn nothing_has_more_rights_than_it_uses(cluster: &mut Cluster) -> anyhow::Result
         ensure!(!text.contains(word), "the manifest has `{word}`");
     }
 
-    let classes = cluster.list(&["runtimeclasses"])?;
-    ensure!(classes.is_empty(), "{classes:?}");
+    rights_of_the_agent(cluster)
+}
+
+/// In the cluster that runs.
+fn rights_of_the_agent(cluster: &Cluster) -> anyhow::Result<()> {
+    for binding in cluster.list(&["clusterrolebindings,rolebindings", "--all-namespaces"])? {
+        let subjects = binding["subjects"].as_array().map_or(&[][..], Vec::as_slice);
+        let is_agent = |subject: &Value| {
+            subject["kind"] == "ServiceAccount"
+                && (&subject["name"], &subject["namespace"]) == (&json!("kerf"), &json!(NAMESPACE))
+        };
+        if subjects.iter().any(is_agent) {
+            ensure!(binding["roleRef"]["name"] == "kerf" && subjects.len() == 1, "{binding}");
+        }
+        if binding["roleRef"]["name"] == "cluster-admin" {
+            let masters = json!({
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:masters",
+            });
+            ensure!(subjects == [masters], "{binding}");
+        }
+    }
     let agent = format!("system:serviceaccount:{NAMESPACE}:kerf");
     for refused in ["list secrets", "list pods", "update nodes", "list resourceclaims", "* *"] {
         let [verb, resource] = [0, 1].map(|word| refused.split(' ').nth(word).unwrap_or_default());
         let can = cluster.kubectl(&["auth", "can-i", verb, resource, "--as", &agent]);
         ensure!(can.is_err(), "the agent can {refused}");
     }
+    Ok(())
+}
+
+/// What NVIDIA's container toolkit puts on a node.
+const TOOLKIT: &str = "nvidia-ctk nvidia-cdi-hook nvidia-container-cli nvidia-container-runtime \
+                       nvidia-container-runtime-hook nvidia-container-toolkit";
+
+fn nothing_but_claims_gives_out_gpus(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let classes = cluster.list(&["runtimeclasses"])?;
+    ensure!(classes.is_empty(), "{classes:?}");
+    for node in cluster.nodes() {
+        let configuration = node.containerd_configuration(&cluster.programs)?;
+        let runtimes: Vec<_> = configuration
+            .lines()
+            .filter_map(|line| line.split_once(".containerd.runtimes.")?.1.split(['.', ']']).next())
+            .collect();
+        let only_runc = !runtimes.is_empty() && runtimes.iter().all(|runtime| *runtime == "runc");
+        ensure!(only_runc && !configuration.contains("nvidia"), "{configuration}");
+        let look = format!("for name in {TOOLKIT}; do command -v $name; done; true");
+        let found = output(node.command("sh")?.args(["-c", &look]))?;
+        ensure!(found.is_empty(), "{} has {found}", node.name);
+    }
+    // A pod without a claim sees nothing, whatever its environment asks of a toolkit.
+    let mut plain = waiting("main", json!([]));
+    merge(&mut plain, json!({ "env": [{ "name": "NVIDIA_VISIBLE_DEVICES", "value": "all" }] }));
+    cluster.apply(&[with_claims("plain", json!([]), json!([plain]))])?;
+    cluster.running(&["plain"])?;
+    let seen = cluster.exec("plain", "main", &["sh", "-c", "ls /dev | grep nvidia || true"])?;
+    ensure!(seen.is_empty(), "a pod without a claim sees {seen}");
     Ok(())
 }
 
@@ -142,6 +194,33 @@ fn an_upgrade_and_a_rollback_disturb_no_pod(cluster: &mut Cluster) -> anyhow::Re
     wait::until("the instance of before the upgrade to go", || Ok(cluster.node().cut()? == 0))
 }
 
+fn an_upgrade_that_fails_leaves_the_agent_that_serves(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let held = Held::new(cluster, "held")?;
+    let served_by = install::agents(cluster)?;
+    let mut upgrade = install::helm(cluster);
+    upgrade.args(["upgrade", "kerf"]).arg(root().join("deploy/helm/kerf"));
+    upgrade.arg("--values").arg(install::values(cluster)?);
+    // Adds to the environment that those values have.
+    upgrade.args(["--set", "env[3].name=LOG", "--set-string", "env[3].value=kerf=aloud"]);
+    upgrade.run()?;
+    let tested = wait::until("the new agent to fail", || {
+        let selector = "--selector=app.kubernetes.io/name=kerf";
+        let pods = cluster.list(&["pods", "--namespace", NAMESPACE, selector])?;
+        let restarts = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
+        Ok(pods.iter().any(|pod| restarts(pod) >= Some(1)))
+    })
+    .and_then(|()| {
+        cluster.apply(&[pod("meanwhile", "held")])?;
+        cluster.running(&["meanwhile"])?;
+        cluster.check_devices("meanwhile")?;
+        let now = install::agents(cluster)?;
+        ensure!(served_by.iter().all(|agent| now.contains(agent)), "{served_by:?}, {now:?}");
+        held.goes_on(cluster)
+    });
+    install::install(cluster, &[])?;
+    tested
+}
+
 fn a_pod_outlives_an_agent_that_is_uninstalled(cluster: &mut Cluster) -> anyhow::Result<()> {
     let ends = Held::new(cluster, "ends")?;
     let held = Held::new(cluster, "held")?;
@@ -158,6 +237,23 @@ fn a_pod_outlives_an_agent_that_is_uninstalled(cluster: &mut Cluster) -> anyhow:
     cluster.check_devices("held")?;
     cluster.delete_pods(&["held"])?;
     wait::until("the instance of before to go", || Ok(cluster.node().cut()? == 0))
+}
+
+fn a_pod_waits_for_the_agent_that_is_to_serve_it(cluster: &mut Cluster) -> anyhow::Result<()> {
+    uninstalled(cluster, || {
+        // As the kubelet does, half a minute after the agent is gone.
+        cluster.kubectl(&["delete", "resourceslices", "--all"])?;
+        cluster
+            .apply(&[template("part", devices(&[mig("part", "1g.10gb")])), pod("early", "part")])?;
+        cluster.unschedulable("early").map(drop)
+    })?;
+    cluster.running(&["early"])?;
+    cluster.check_devices("early")?;
+    // It would have been tried again after a minute.
+    let failed = "--field-selector=involvedObject.name=early,reason=FailedPrepareDynamicResources";
+    let failed = cluster.list(&["events", failed])?;
+    ensure!(failed.is_empty(), "the pod was sent to an agent that was not ready: {failed:?}");
+    Ok(())
 }
 
 /// Does something while Kerf is not installed, and installs it again whatever comes of it.

@@ -26,6 +26,7 @@ tests!("restarts":
     no_pod_fails_while_agents_are_replaced,
     a_restarted_kubelet_has_the_slices_back,
     a_restarted_kubelet_ends_what_ended_meanwhile,
+    a_pod_made_without_a_kubelet_starts_with_it,
     containerd_restarts_under_running_pods,
     devices_are_given_back_without_an_api_server,
     claims_of_before_a_reboot_are_prepared_again,
@@ -171,6 +172,20 @@ fn a_restarted_kubelet_ends_what_ended_meanwhile(cluster: &mut Cluster) -> anyho
     ensure!(cluster.node().cut()? == 2, "an instance went while no kubelet was there");
     cluster.node().start_kubelet(&cluster.programs)?;
     wait::until("the instance of the deleted pod to go", || Ok(cluster.node().cut()? == 1))?;
+    held.goes_on(cluster)
+}
+
+fn a_pod_made_without_a_kubelet_starts_with_it(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let held = Held::new(cluster, "held")?;
+    cluster.node().daemons.stop("kubelet")?;
+    cluster.apply(&[pod("meanwhile", "held")])?;
+    let scheduled = wait::until("the pod to have its node", || {
+        Ok(cluster.get(&["pod", "meanwhile"])?["spec"]["nodeName"].is_string())
+    });
+    cluster.node().start_kubelet(&cluster.programs)?;
+    scheduled?;
+    cluster.running(&["meanwhile"])?;
+    cluster.check_devices("meanwhile")?;
     held.goes_on(cluster)
 }
 
