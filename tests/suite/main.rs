@@ -15,6 +15,7 @@ mod hang;
 mod hook;
 mod layers;
 mod machine;
+mod named;
 mod publishing;
 mod random;
 mod reload;
