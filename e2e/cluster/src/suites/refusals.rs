@@ -11,6 +11,7 @@ use super::{admission::apply_unchecked, tests};
 use crate::{
     cluster::Cluster,
     manifests::{claim, configured, devices, one, opaque, pod, pod_of, selected, template},
+    programs::Release,
     wait,
 };
 
@@ -176,7 +177,12 @@ fn configuration_of_a_class(cluster: &mut Cluster) -> anyhow::Result<()> {
         cluster.apply(&[template("wrong", of_class), pod("refused", "wrong")])?;
         let refused = Refused::scheduled(cluster)?;
         cluster.apply(&[template("right", part(cluster, GPU)?), pod("neighbour", "right")])?;
-        let said = format!("opaque configuration of the device class for all requests: {TYPO}");
+        // Later schedulers name no request where there is only one.
+        let requests = match cluster.release {
+            Release::V1_34 | Release::V1_31 => "request `gpu`",
+            Release::V1_37 => "all requests",
+        };
+        let said = format!("opaque configuration of the device class for {requests}: {TYPO}");
         refused.says(cluster, &said)?;
         cluster.apply(&[class(json!([]))])?;
         // What a claim was allocated keeps the configuration of then.
