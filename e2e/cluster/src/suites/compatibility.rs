@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cluster::Cluster,
     install::root,
-    manifests::{claim, configured, devices, mig, one, pod, selected, template},
+    manifests::{claim, configured, devices, one, pod, selected, template},
     programs::Release,
     wait,
 };
@@ -68,15 +68,11 @@ fn with_classes(
 }
 
 fn whole_gpus_alone_shared_and_counted(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let manifests = [
-        "gpu-one-each",
-        "gpu-shared-by-containers",
-        "gpu-shared-by-pods",
-        "gpu-per-container",
-        "gpu-count",
-    ];
-    // All eight GPUs.
-    run(cluster, &manifests, 7)?;
+    // First, while a NUMA node has two GPUs to spare; the others take all that is left.
+    run(cluster, &["gpu-count"], 1)?;
+    let others =
+        ["gpu-one-each", "gpu-shared-by-containers", "gpu-shared-by-pods", "gpu-per-container"];
+    run(cluster, &others, 7)?;
     for (pod, count) in [("one-each-1", 1), ("one-for-each-container", 2), ("two-gpus", 2)] {
         let names = allocated(cluster, pod)?;
         ensure!(names.len() == count && gpus(&names).len() == count, "{pod}: {names:?}");
@@ -125,7 +121,7 @@ fn a_monitor_with_admin_access_on_every_node(cluster: &mut Cluster) -> anyhow::R
     run(cluster, &["gpu-count"], cluster.nodes().len() + 1)
 }
 
-/// Asked for by its UUID, and by its profile, for which it is taken before another is cut.
+/// Asked for by its UUID, and by profile and GPU, for which it is taken before another is cut.
 fn mig_devices_that_an_administrator_made(cluster: &mut Cluster) -> anyhow::Result<()> {
     let machine = &cluster.node().machine;
     machine.set_mig_mode(7, true)?;
@@ -141,8 +137,13 @@ fn mig_devices_that_an_administrator_made(cluster: &mut Cluster) -> anyhow::Resu
     let tested = published(true).and_then(|()| {
         let by_uuid = format!("device.attributes['gpu.nvidia.com'].?uuid.orValue('') == '{uuid}'");
         let named = template("named", devices(&[selected("mig", "mig.nvidia.com", &by_uuid)]));
-        let any = template("any", devices(&[mig("mig", "1g.10gb")]));
-        for (name, template) in [("named", named), ("any", any)] {
+        let parent = &machine.snapshot()?.gpus[7].uuid;
+        let of_gpu = format!(
+            "device.attributes['gpu.nvidia.com'].profile == '1g.10gb' && \
+             device.attributes['gpu.nvidia.com'].parentUUID == '{parent}'"
+        );
+        let of_gpu = template("of-gpu", devices(&[selected("mig", "mig.nvidia.com", &of_gpu)]));
+        for (name, template) in [("named", named), ("of-gpu", of_gpu)] {
             cluster.apply(&[template, pod(name, name)])?;
             cluster.running(&[name])?;
             cluster.check_devices(name)?;
