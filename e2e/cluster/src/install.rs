@@ -75,11 +75,17 @@ pub(crate) fn ready(cluster: &Cluster) -> anyhow::Result<()> {
     })
 }
 
-/// The UIDs of the agents' pods.
+/// What the agents' pods are known by.
+pub(crate) const SELECTOR: &str = "--selector=app.kubernetes.io/name=kerf";
+
+/// The agents' pods.
+pub(crate) fn pods(cluster: &Cluster) -> anyhow::Result<Vec<Value>> {
+    cluster.list(&["pods", "--namespace", NAMESPACE, SELECTOR])
+}
+
+/// Their UIDs.
 pub(crate) fn agents(cluster: &Cluster) -> anyhow::Result<Vec<Value>> {
-    let selector = "--selector=app.kubernetes.io/name=kerf";
-    let mut pods = cluster.list(&["pods", "--namespace", NAMESPACE, selector])?;
-    Ok(pods.iter_mut().map(|pod| pod["metadata"]["uid"].take()).collect())
+    Ok(pods(cluster)?.iter_mut().map(|pod| pod["metadata"]["uid"].take()).collect())
 }
 
 /// Takes Kerf away.

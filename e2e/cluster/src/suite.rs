@@ -126,7 +126,7 @@ fn tell(cluster: &Cluster) {
         &["get", "pods,resourceclaims", "--output", "wide"],
         &["get", "events", "--sort-by=.lastTimestamp"],
         &["get", "pods", &agents],
-        &["logs", &agents, "--selector=app.kubernetes.io/name=kerf", "--tail=30"],
+        &["logs", &agents, install::SELECTOR, "--tail=30"],
     ];
     for look in looks {
         match cluster.kubectl(look) {

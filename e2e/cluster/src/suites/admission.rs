@@ -9,7 +9,7 @@ use super::tests;
 use crate::{
     cluster::Cluster,
     command::Run,
-    install::{NAMESPACE, root},
+    install::{self, NAMESPACE, root},
     manifests::{claim, configured, one, template},
     wait,
 };
@@ -115,12 +115,7 @@ pub(super) fn apply_unchecked(cluster: &Cluster, objects: &[Value]) -> anyhow::R
 }
 
 fn an_agent_writes_slices_of_its_own_node_only(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let agents = cluster.list(&[
-        "pods",
-        "--namespace",
-        NAMESPACE,
-        "--selector=app.kubernetes.io/name=kerf",
-    ])?;
+    let agents = install::pods(cluster)?;
     let pod = &agents[0];
     let [name, uid, node] =
         [&pod["metadata"]["name"], &pod["metadata"]["uid"], &pod["spec"]["nodeName"]]

@@ -204,10 +204,8 @@ fn an_upgrade_that_fails_leaves_the_agent_that_serves(cluster: &mut Cluster) -> 
     upgrade.args(["--set", "env[3].name=LOG", "--set-string", "env[3].value=kerf=aloud"]);
     upgrade.run()?;
     let tested = wait::until("the new agent to fail", || {
-        let selector = "--selector=app.kubernetes.io/name=kerf";
-        let pods = cluster.list(&["pods", "--namespace", NAMESPACE, selector])?;
         let restarts = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
-        Ok(pods.iter().any(|pod| restarts(pod) >= Some(1)))
+        Ok(install::pods(cluster)?.iter().any(|pod| restarts(pod) >= Some(1)))
     })
     .and_then(|()| {
         cluster.apply(&[pod("meanwhile", "held")])?;

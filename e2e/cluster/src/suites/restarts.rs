@@ -34,9 +34,7 @@ tests!("restarts":
 
 /// The agent's container.
 fn agent(cluster: &Cluster) -> anyhow::Result<Value> {
-    let selector = "--selector=app.kubernetes.io/name=kerf";
-    let mut pods = cluster.list(&["pods", "--namespace", NAMESPACE, selector])?;
-    let mut pod = pods.pop().context("no agent")?;
+    let mut pod = install::pods(cluster)?.pop().context("no agent")?;
     Ok(pod["status"]["containerStatuses"][0].take())
 }
 

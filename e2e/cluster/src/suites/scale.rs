@@ -35,7 +35,7 @@ fn fifty_six_mig_devices_at_once(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.apply(&[template("part", devices(&[mig("part", "1g.10gb")]))])?;
     let pods: Vec<_> = (0..56).map(|number| pod(&format!("part-{number}"), "part")).collect();
     let batch = Batch::start(cluster, cluster.node(), &pods)?;
-    let cut = cut(cluster.node())?;
+    let cut = cluster.node().cut()?;
     ensure!(cut == 56, "{cut} instances are there");
     // The first and the last that were made, and one between.
     for name in ["part-0", "part-28", "part-55"] {
@@ -85,12 +85,6 @@ fn on_second_node(cluster: &Cluster) -> anyhow::Result<()> {
     let after = slices(cluster, &first.name)?;
     ensure!(before == after, "the slices of {} were {before:?}, and are {after:?}", first.name);
     Ok(())
-}
-
-/// How many instances a node's GPUs have.
-fn cut(node: &Node) -> anyhow::Result<usize> {
-    let snapshot = node.machine.snapshot()?;
-    Ok(snapshot.gpus.iter().map(|gpu| gpu.instances.len()).sum())
 }
 
 /// The slices of a node, by name, and their versions.
@@ -146,7 +140,7 @@ impl Batch {
         let all = format!("/api/v1/namespaces/{}/pods", cluster.namespace);
         cluster.kubectl(&["delete", "--raw", &all])?;
         wait::until("all pods and their instances to go", || {
-            Ok(cluster.list(&["pods"])?.is_empty() && cut(node)? == 0)
+            Ok(cluster.list(&["pods"])?.is_empty() && node.cut()? == 0)
         })?;
         let total = begun.elapsed();
 
