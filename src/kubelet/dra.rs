@@ -44,6 +44,10 @@ impl Service {
         claims: Vec<ClaimRef>,
     ) -> Result<Answers<Vec<Answer>>, Status> {
         let (limit, claims) = (limit(metadata), each(claims));
+        // A probe asks whether this agent answers, not the one that acts.
+        if claims.is_empty() {
+            return Ok(Answers::new());
+        }
         let question =
             v1::NodePrepareResourcesRequest { claims: claims.iter().map(Into::into).collect() };
         let ask = |mut other: DraPluginClient<_>, request| async move {

@@ -1,6 +1,7 @@
 //! One agent acts on a node, the next stands by, and takes over when the first ends, however it does.
 
 use std::{
+    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -21,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const CREATE: &str = "nvmlDeviceCreateGpuInstanceWithPlacement";
 
-/// A second agent, ready and standing by.
-async fn newcomer(testbed: &Testbed) -> Agent {
+/// A second agent, ready and standing by, and where the kubelet probes it.
+async fn newcomer(testbed: &Testbed) -> (Agent, SocketAddr) {
     let options = testbed.agent_options("b").unwrap();
     let address = format!("127.0.0.1:{}", options.healthcheck_port).parse().unwrap();
     let agent = Agent::spawn(&options).unwrap();
@@ -33,7 +34,7 @@ async fn newcomer(testbed: &Testbed) -> Agent {
         state.plugins.iter().any(|p| p.connected && p.endpoint.ends_with("dra@b.sock"))
     });
     timeout(PATIENCE, registered).await.unwrap();
-    agent
+    (agent, address)
 }
 
 /// Waits until the first agent is none of the kubelet's any more.
@@ -56,7 +57,7 @@ async fn what_is_asked_of_who_stands_by_the_acting_agent_answers() {
     };
     let by_first = asked(&testbed).await;
     assert!(by_first.0[&claims[0].uid].is_ok() && by_first.1["unknown"].is_err());
-    let second = newcomer(&testbed).await;
+    let (second, _) = newcomer(&testbed).await;
     assert_eq!(asked(&testbed).await, by_first);
     // Two that stand by do not ask each other in circles.
     let third = Agent::spawn(&testbed.agent_options("c").unwrap()).unwrap();
@@ -73,7 +74,7 @@ async fn what_is_asked_of_who_stands_by_the_acting_agent_answers() {
 async fn no_call_fails_while_one_agent_follows_another() {
     let mut testbed = given::node(Model::H100_80, 1).start().await.unwrap();
     let claims = [given::claim(&testbed, "c", &["gpu-0-mig-2g20gb-14-2"])];
-    let second = newcomer(&testbed).await;
+    let (second, _) = newcomer(&testbed).await;
     let first = testbed.agent.take().unwrap();
     let ended = AtomicBool::new(false);
     let calls = async {
@@ -97,7 +98,7 @@ async fn no_call_fails_while_one_agent_follows_another() {
 async fn told_to_end_the_first_finishes_what_is_under_way() {
     let mut testbed = given::node(Model::H100_80, 1).start().await.unwrap();
     let claims = [given::claim(&testbed, "c", &["gpu-0-mig-2g20gb-14-2"])];
-    let second = newcomer(&testbed).await;
+    let (second, _) = newcomer(&testbed).await;
     let slow = Fault::always(CREATE, Effect::Delay(Duration::from_millis(300)));
     testbed.machine.inject(slow).unwrap();
 
@@ -123,7 +124,7 @@ async fn told_to_end_the_first_finishes_what_is_under_way() {
 async fn killed_with_work_under_way_the_first_is_undone_by_the_second() {
     let mut testbed = given::node(Model::H100_80, 1).start().await.unwrap();
     let claims = [given::claim(&testbed, "c", &["gpu-0-mig-2g20gb-14-2"])];
-    let second = newcomer(&testbed).await;
+    let (second, _) = newcomer(&testbed).await;
     let fault = Fault { times: 1, ..Fault::next(CREATE, Effect::KillAfter) };
     testbed.machine.inject(fault).unwrap();
     // Half-done by the first, undone and then done by the second: the kubelet sees one answer.
@@ -146,9 +147,11 @@ async fn a_corpse_that_keeps_the_lock_is_replaced_and_ends_when_it_comes_back() 
     let mut testbed = given::node(Model::H100_80, 1).start().await.unwrap();
     let claims = [given::claim(&testbed, "c", &["gpu-0"])];
     testbed.kubelet.prepare(DRIVER, &claims).await[&claims[0].uid].as_ref().unwrap();
-    let second = newcomer(&testbed).await;
+    let (second, address) = newcomer(&testbed).await;
     let first = testbed.agent.take().unwrap();
     first.stop().unwrap();
+    // Otherwise the kubelet would end the only one that is there to help.
+    assert_eq!(probe(address, "liveness").await, Ok(ServingStatus::Serving));
     // The kubelet takes the silent one for connected, and this call waits until the lock is taken.
     let again = testbed.kubelet.prepare(DRIVER, &claims).await;
     again[&claims[0].uid].as_ref().unwrap();
