@@ -1,6 +1,6 @@
 //! The agent's life: getting ready, waiting for its turn, serving, handing over.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use futures::{
@@ -10,7 +10,6 @@ use futures::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
-    task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep},
 };
 
@@ -26,7 +25,7 @@ use crate::{
         AgentLock, Driver, NAME, Parts,
         machine::{Library, Machine},
     },
-    kubelet::{self, Doors, probe, rival},
+    kubelet::{self, Doors, Served, probe, rival},
     model::{gpu::Inventory, plan::Origin},
     node::{
         hook, host, lock, memory,
@@ -80,7 +79,7 @@ async fn serve(
             let mut doors = ready.open_doors(&args, end.clone())?;
             tokio::select! {
                 lock = standby::acquire(&ready.state_dir) => (lock.context(NO_LOCK)?, Some(doors)),
-                served = &mut doors => return Ok(served??),
+                served = doors.ended() => return Ok(served?),
             }
         }
     };
@@ -89,9 +88,6 @@ async fn serve(
 
 /// Resolves when the agent is to stop serving.
 type End = Shared<BoxFuture<'static, ()>>;
-
-/// The doors, being served.
-type Served = JoinHandle<io::Result<()>>;
 
 /// Where the doors are.
 fn door_settings(args: &Args) -> kubelet::Settings {
@@ -191,7 +187,7 @@ impl Ready {
             dra: sockets.dra.clone(),
         });
         let acting = self.acting.subscribe();
-        Ok(tokio::spawn(doors.serve(acting, self.reporter.registered(), end)))
+        Ok(doors.serve(acting, self.reporter.registered(), end))
     }
 
     /// Acts as the node's agent: recover, serve at the doors, publish; and at the end hand over.
@@ -228,18 +224,15 @@ impl Ready {
         };
         self.reporter.enter(Phase::Acting(driver.clone()));
         self.publish(&driver, settings, events.clone());
-        let replaced = tokio::select! {
-            served = &mut doors => return Ok(served??),
-            () = self.rescan(&driver, &events) => Ok(()),
+        tokio::select! {
+            served = doors.ended() => served?,
+            () = self.rescan(&driver, &events) => {}
             () = lost => {
                 socket_file.leave();
-                Err(anyhow::anyhow!("another agent has taken over: this one was thought dead"))
+                anyhow::bail!("another agent has taken over: this one was thought dead");
             }
-        };
-        // The sockets go with what serves at them.
-        doors.abort();
-        let _ended = doors.await;
-        replaced
+        }
+        Ok(())
     }
 
     /// Where the host has Kerf's own hook.

@@ -13,7 +13,7 @@ use std::{future::Future, io, path::PathBuf, sync::Arc};
 use futures::future;
 pub use registration::Registration;
 pub use socket::{Error, Sockets, remove_stale};
-use tokio::{net::UnixListener, sync::watch};
+use tokio::{net::UnixListener, sync::watch, task::JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
@@ -65,17 +65,13 @@ impl Doors {
     }
 
     /// Serves until `end`: what the kubelet asks before there is an `acting` driver is passed on to the
-    /// agent that acts, or waits. Removes the registration socket first, so that the kubelet turns elsewhere,
-    /// and then the other.
-    ///
-    /// # Errors
-    /// A server that fails before `end`.
-    pub async fn serve(
+    /// agent that acts, or waits.
+    pub fn serve(
         self,
         acting: watch::Receiver<Option<Arc<Driver>>>,
         registered: watch::Sender<Registration>,
         end: impl Future<Output = ()> + Send + Clone + 'static,
-    ) -> io::Result<()> {
+    ) -> Served {
         let Self { sockets, dra, registration } = self;
         let service = registration::Service::new(sockets.dra.clone(), registered);
         let registration = Server::builder()
@@ -92,9 +88,29 @@ impl Doors {
             .serve_with_incoming_shutdown(UnixListenerStream::new(dra), end.clone());
         let served = async { future::try_join(registration, dra).await.map_err(io::Error::other) };
         // A stream of device health never ends by itself: the end does not wait for the servers.
-        tokio::select! {
-            served = served => served.map(|_| ()),
-            () = end => Ok(()),
-        }
+        let task = tokio::spawn(async {
+            tokio::select! {
+                served = served => served.map(|_| ()),
+                () = end => Ok(()),
+            }
+        });
+        Served { task, _sockets: sockets }
+    }
+}
+
+/// The doors while they are served. Dropped, the registration socket is removed first, so that the kubelet
+/// turns elsewhere, and then the other.
+pub struct Served {
+    task: JoinHandle<io::Result<()>>,
+    _sockets: Sockets,
+}
+
+impl Served {
+    /// Returns when the serving has ended.
+    ///
+    /// # Errors
+    /// A server that failed before the end.
+    pub async fn ended(&mut self) -> io::Result<()> {
+        (&mut self.task).await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
     }
 }
