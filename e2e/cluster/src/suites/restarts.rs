@@ -108,7 +108,7 @@ fn churn(cluster: &Cluster, replaced: &AtomicBool) -> anyhow::Result<usize> {
 fn replace(cluster: &Cluster, milli_cpu: u32) -> anyhow::Result<Duration> {
     let before = install::agents(cluster)?;
     let setting = format!("resources.requests.cpu={milli_cpu}m");
-    let logs = ["logs", "--namespace", NAMESPACE, "--timestamps", "daemonset/kerf"];
+    let logs = ["logs", "--namespace", NAMESPACE, "daemonset/kerf"];
     let (old, installed) = thread::scope(|scope| {
         // Until the old agent ends: its pod takes its log along.
         let old = scope.spawn(|| cluster.kubectl(&[&logs[..], &["--follow"]].concat()));
@@ -125,7 +125,8 @@ fn replace(cluster: &Cluster, milli_cpu: u32) -> anyhow::Result<Duration> {
     Ok(began.duration_since(ended).try_into()?)
 }
 
-/// When a line with this was written, by the container runtime's account.
+/// When a line with this was written, by the agent's own account: the container runtime stamps the lines of
+/// two containers in any order.
 fn time_of(log: &str, line: &str) -> anyhow::Result<Timestamp> {
     let found = log.lines().find(|one| one.contains(line));
     let found = found.with_context(|| format!("no line `{line}` in the agent's log:\n{log}"))?;
