@@ -100,8 +100,7 @@ fn slices(cluster: &Cluster, node: &str) -> anyhow::Result<BTreeMap<String, Stri
 
 /// Pods that were created at once.
 struct Batch {
-    names: Vec<String>,
-    /// UIDs of their claims.
+    /// UIDs of their claims, one each.
     claims: Vec<String>,
     /// Of slices, before they were.
     writes: f64,
@@ -130,7 +129,7 @@ impl Batch {
         println!(
             "        of which Kerf's prepare, as the kubelet waits: {prepare}; {share:.1} % of all"
         );
-        Ok(Self { names, claims, writes })
+        Ok(Self { claims, writes })
     }
 
     /// Deletes them, waits until nothing of their devices is left, and prints what that took.
@@ -146,7 +145,7 @@ impl Batch {
 
         let unprepare = Spread::of(&answers(node, "NodeUnprepareResource", &self.claims)?);
         let writes = slice_writes(cluster)? - self.writes;
-        let a_pod = writes / f64::from(u32::try_from(self.names.len())?);
+        let a_pod = writes / f64::from(u32::try_from(self.claims.len())?);
         println!("        all gone after {:.1} s", total.as_secs_f64());
         println!("        Kerf's unprepare, as the kubelet waits: {unprepare}");
         println!("        slice writes from the first creation to now: {writes}, {a_pod:.2} a pod");
