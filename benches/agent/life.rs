@@ -6,6 +6,7 @@ use anyhow::Context;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use kerf_testbed::{
     agent::Agent,
+    kubelet::Plugin,
     node::{DRIVER, Testbed},
 };
 use rustix::process::{Signal, kill_process};
@@ -126,14 +127,17 @@ async fn gap(testbed: &mut Testbed, signal: Signal, pod_uid: &str) -> anyhow::Re
     let mut options = testbed.agent_options(pod_uid)?;
     options.log.set_file_name(format!("{pod_uid}.log"));
     let next = Agent::spawn(&options)?;
-    next.while_running(standing_by(&next)).await?;
+    // The kubelet calls it from then on, and it passes calls on while it stands by.
+    let called = testbed.kubelet.wait_for(|state| {
+        let called = |plugin: &Plugin| plugin.connected && is_of(plugin, pod_uid);
+        state.plugin(DRIVER).is_some_and(called)
+    });
+    next.while_running(called).await?;
     let old = testbed.agent.replace(next).context("no agent")?;
-    let state = testbed.kubelet.state();
-    let before = state.plugin(DRIVER).context("no plugin")?.id;
+    let next = testbed.agent.as_ref().context("no agent")?;
     let begin = Instant::now();
     kill_process(old.pid()?, signal)?;
-    let by_next = |plugin: &kerf_testbed::kubelet::Plugin| plugin.id != before;
-    testbed.kubelet.wait_for(|state| state.plugin(DRIVER).is_some_and(by_next)).await;
+    next.while_running(acting(next)).await?;
     while prepare(testbed, &claims).await.is_err() {
         sleep(Duration::from_millis(1)).await;
     }
@@ -144,9 +148,13 @@ async fn gap(testbed: &mut Testbed, signal: Signal, pod_uid: &str) -> anyhow::Re
     Ok(gap)
 }
 
-/// It has all ready and waits.
-async fn standing_by(agent: &Agent) {
-    while !agent.tail().contains("standing by") {
+fn is_of(plugin: &Plugin, pod_uid: &str) -> bool {
+    plugin.endpoint.ends_with(format!("dra@{pod_uid}.sock"))
+}
+
+/// Its turn has come.
+async fn acting(agent: &Agent) {
+    while !agent.tail().contains("acting on this node") {
         sleep(Duration::from_millis(1)).await;
     }
 }
