@@ -145,6 +145,8 @@ fn controller_manager(dir: &Path, release: Release, programs: &Programs, pki: &P
     manager.arg("--service-account-private-key-file").arg(pki.file("sa.key"));
     manager.arg("--root-ca-file").arg(pki.file("ca.crt"));
     manager.args(["--use-service-account-credentials", "--leader-elect=false"]);
+    // Each controller asks for credentials of its own when it starts: by default that takes seconds.
+    manager.args(["--kube-api-qps=500", "--kube-api-burst=1000"]);
     with_gates(&mut manager, release);
     manager
 }
