@@ -29,7 +29,7 @@ use crate::{
 
 /// Brings up a real Kubernetes on this machine, installs Kerf in it, and runs suites.
 #[derive(Debug, Parser)]
-#[command(name = "e2e/run")]
+#[command(name = "e2e/run", bin_name = "e2e/run")]
 struct Args {
     /// Which release.
     #[arg(long, value_enum, default_value = "1.37")]
