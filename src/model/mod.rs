@@ -9,6 +9,7 @@ pub(crate) mod fixtures;
 pub mod gpu;
 pub mod linker;
 pub mod plan;
+pub mod plugin;
 pub mod pool;
 pub mod record;
 pub mod status;
