@@ -12,6 +12,7 @@ use kerf::model::{
     claim::ClaimRef,
     device::{Device, Part, Target},
     gpu::{Capacity, Gpu, GpuUuid, Inventory, Mig, Placement, Profile},
+    holder::Holder,
     plan::Origin,
     pool::{self, Features, PoolInput, SliceContent},
     record::Held,
@@ -115,7 +116,7 @@ struct Run {
     written: Vec<f64>,
     waiting: Vec<bool>,
     writes: u32,
-    held: Vec<(f64, ClaimRef, String)>,
+    held: Vec<(f64, Holder, String)>,
 }
 
 impl Run {
@@ -185,7 +186,7 @@ impl Run {
         let Some(device) = names.find(|device| free(&device.name)) else { return false };
         let uid = request.at.to_string();
         let claim = ClaimRef { namespace: String::new(), name: uid.clone(), uid };
-        self.held.push((request.at + request.life, claim, device.name.clone()));
+        self.held.push((request.at + request.life, claim.into(), device.name.clone()));
         self.reorder();
         self.write(request.at);
         true
@@ -196,10 +197,11 @@ impl Run {
             return;
         }
         let held = self.held.iter().map(|(_, claim, device)| Held {
-            claim,
+            by: claim,
             device,
             target: &self.devices[device].1,
             origin: Origin::Made,
+            shared: false,
         });
         let held: Vec<Held> = held.collect();
         let input = input(&self.node, &held, true);
@@ -226,7 +228,7 @@ impl Run {
 /// order for an idle GPU in each, the best that never changes.
 fn input<'a>(inventory: &'a Inventory, held: &'a [Held<'a>], by_size: bool) -> PoolInput<'a> {
     let features = Features { counters: true, taints: true, separate_counter_slices: by_size };
-    PoolInput { node: "node", inventory, held, features }
+    PoolInput { node: "node", inventory, held, taken: &[], features }
 }
 
 fn gpu(number: u32) -> Gpu {

@@ -14,31 +14,27 @@ use tokio::{
 };
 
 use super::{
+    doors::door_settings,
     listen,
     node::{AdoptMig, Args},
     report::{Phase, Reporter},
+    rescan::LOOK_FOR_DRIVER,
     standby,
 };
 use crate::{
-    cluster::{Cluster, PublishSettings, events::Events, publish::publish},
+    cluster::{Cluster, PublishSettings, events::Events},
     driver::{
-        AgentLock, Driver, NAME, Parts,
+        AgentLock, Driver, NAME, Parts, PluginParts,
         machine::{Library, Machine},
     },
-    kubelet::{self, Doors, Served, probe, rival},
-    model::{gpu::Inventory, plan::Origin},
+    kubelet::{self, Served, probe, rival},
+    model::plan::Origin,
     node::{
-        hook, host, lock, memory,
-        store::{Numbers, Predecessor, SetAside, Store},
+        hook, lock,
+        store::{Predecessor, SetAside, Store},
     },
     telemetry::{http, status},
 };
-
-/// How often all GPUs are read again: administrators make MIG devices too.
-const RESCAN: Duration = Duration::from_secs(10);
-
-/// How often a driver that is not there is looked for.
-const LOOK_FOR_DRIVER: Duration = Duration::from_secs(1);
 
 /// How long work under way may take once the agent is told to end; the kubelet kills after 30 s.
 const LAST_WORK: Duration = Duration::from_secs(25);
@@ -75,11 +71,16 @@ async fn serve(
         None => {
             tracing::info!("standing by: another agent acts on this node");
             ready.reporter.enter(Phase::StandingBy);
-            // Registered now, the kubelet finds this agent as soon as the other has ended.
-            let mut doors = ready.open_doors(&args, end.clone())?;
+            let mut doors = ready.early_doors(&args, &end).await?;
+            let ended = async {
+                match &mut doors {
+                    Some(doors) => doors.ended().await,
+                    None => Ok(end.clone().await),
+                }
+            };
             tokio::select! {
-                lock = standby::acquire(&ready.state_dir) => (lock.context(NO_LOCK)?, Some(doors)),
-                served = doors.ended() => return Ok(served?),
+                lock = standby::acquire(&ready.state_dir) => (lock.context(NO_LOCK)?, doors),
+                served = ended => return Ok(served?),
             }
         }
     };
@@ -87,31 +88,22 @@ async fn serve(
 }
 
 /// Resolves when the agent is to stop serving.
-type End = Shared<BoxFuture<'static, ()>>;
-
-/// Where the doors are.
-fn door_settings(args: &Args) -> kubelet::Settings {
-    kubelet::Settings {
-        registry: args.kubelet_registrar_directory_path.clone(),
-        plugin_dir: args.machine.state_dir(),
-        pod_uid: args.pod_uid.clone(),
-    }
-}
+pub(super) type End = Shared<BoxFuture<'static, ()>>;
 
 const NO_LOCK: &str = "cannot take the node's agent lock";
 
 /// All that an agent has before it acts.
-struct Ready {
+pub(super) struct Ready {
     state_dir: PathBuf,
-    host_root: PathBuf,
+    pub(super) host_root: PathBuf,
     boot_id: String,
-    store: Store,
-    cluster: Cluster,
-    machine: Arc<Machine>,
-    reporter: Reporter,
-    probed: watch::Sender<probe::Target>,
+    pub(super) store: Store,
+    pub(super) cluster: Cluster,
+    pub(super) machine: Arc<Machine>,
+    pub(super) reporter: Reporter,
+    pub(super) probed: watch::Sender<probe::Target>,
     /// The driver, once this agent acts.
-    acting: watch::Sender<Option<Arc<Driver>>>,
+    pub(super) acting: watch::Sender<Option<Arc<Driver>>>,
 }
 
 impl Ready {
@@ -178,18 +170,6 @@ impl Ready {
         end.boxed().shared()
     }
 
-    /// Opens the doors and serves them until `end`.
-    fn open_doors(&self, args: &Args, end: End) -> Result<Served, kubelet::Error> {
-        let doors = Doors::open(&door_settings(args))?;
-        let sockets = doors.sockets();
-        self.probed.send_replace(probe::Target::Serving {
-            registration: sockets.registration.clone(),
-            dra: sockets.dra.clone(),
-        });
-        let acting = self.acting.subscribe();
-        Ok(doors.serve(acting, self.reporter.registered(), end))
-    }
-
     /// Acts as the node's agent: recover, serve at the doors, publish; and at the end hand over.
     async fn act(
         self,
@@ -216,17 +196,16 @@ impl Ready {
         }
         driver.recover().await;
         kubelet::remove_stale(&door_settings(args));
+        // What containers have must be known before a door opens.
+        driver.release_ended().await;
         self.acting.send_replace(Some(driver.clone()));
         tracing::info!("acting on this node");
-        let mut doors = match doors {
-            Some(doors) => doors,
-            None => self.open_doors(args, end)?,
-        };
         self.reporter.enter(Phase::Acting(driver.clone()));
-        self.publish(&driver, settings, events.clone());
+        let publisher = (settings, events.clone());
         tokio::select! {
-            served = doors.ended() => served?,
+            served = self.keep_doors(args, doors, end, &driver, publisher) => served?,
             () = self.rescan(&driver, &events) => {}
+            () = self.compare(&driver) => {}
             () = lost => {
                 socket_file.leave();
                 anyhow::bail!("another agent has taken over: this one was thought dead");
@@ -312,69 +291,13 @@ impl Ready {
             cluster: self.cluster.clone(),
             events: events.clone(),
             lock,
+            pods: Arc::new(args.doors.pod_resources()),
+            plugin: PluginParts {
+                config: self.plugin_config(args),
+                on_demand: args.doors.mig_on_demand,
+                split: args.doors.split(),
+            },
         }))
-    }
-
-    fn publish(&self, driver: &Arc<Driver>, settings: PublishSettings, events: Events) {
-        let (desired, wanted) = watch::channel(None);
-        let (tell_server, features) = watch::channel(None);
-        let (kick, kicks) = watch::channel(0);
-        let published = self.reporter.published(features.clone());
-        tokio::spawn(driver.clone().describe_pool(features, desired));
-        let cluster = self.cluster.clone();
-        let publish = publish(cluster, settings, wanted, kicks, published, tell_server, events);
-        let mut registration = self.reporter.registered().subscribe();
-        let mut first = registration.clone();
-        tokio::spawn(async move {
-            // A pod that the scheduler sent here earlier would fail, and the kubelet tries it again only
-            // after a minute.
-            if first.wait_for(|now| now.times > 0).await.is_ok() {
-                publish.await;
-            }
-        });
-        // The kubelet's start wipes our slices, and then it registers us.
-        tokio::spawn(async move {
-            while registration.changed().await.is_ok() {
-                kick.send_replace(registration.borrow_and_update().times);
-            }
-        });
-    }
-
-    /// Reads the GPUs again and again, and takes up a driver that comes back.
-    async fn rescan(&self, driver: &Arc<Driver>, events: &Events) {
-        loop {
-            let missing = matches!(&*self.machine.watch().borrow(), Library::Missing(_));
-            tokio::select! {
-                () = sleep(if missing { LOOK_FOR_DRIVER } else { RESCAN }) => {}
-                () = self.machine.suspected(), if !missing => {}
-            }
-            self.look(driver, events).await;
-            memory::give_back();
-            let found = matches!(&*self.machine.watch().borrow(), Library::Loaded(_));
-            if missing && found {
-                tracing::info!("the NVIDIA driver is there");
-                driver.recover().await;
-            }
-        }
-    }
-
-    /// One look at the machine; numbers of GPUs that are new are kept for the rest of the boot.
-    async fn look(&self, driver: &Driver, events: &Events) {
-        for warning in self.reporter.warn(host::bypasses(&self.host_root)) {
-            tracing::warn!("{warning}");
-            events.warn_node("ClaimsBypassed", &warning);
-        }
-        let (before, known) = (self.machine.numbers(), self.machine.inventory());
-        self.machine.read().await;
-        tell_of_gpus(&known, &self.machine.inventory(), events);
-        let gpus = self.machine.numbers();
-        if gpus == before {
-            return;
-        }
-        let numbers = Numbers { boot_id: driver.boot_id().to_owned(), gpus };
-        if let Err(error) = self.store.save_numbers(&numbers) {
-            tracing::error!(%error, "numbers of GPUs not kept");
-        }
     }
 
     /// Returns when a successor has put its own lock file in the place of ours.
@@ -389,19 +312,6 @@ impl Ready {
                 look.tick().await;
             }
         }
-    }
-}
-
-/// Says which GPUs have stopped to answer since `before`, and which answer again.
-fn tell_of_gpus(before: &Inventory, now: &Inventory, events: &Events) {
-    let silent = |of: &Inventory, index| of.unreadable.iter().any(|gpu| gpu.index == index);
-    for gpu in now.unreadable.iter().filter(|gpu| !silent(before, gpu.index)) {
-        let note = format!("GPU {} is not served: {}", gpu.index, gpu.reason);
-        tracing::warn!("{note}");
-        events.warn_node("GpuNotServed", &note);
-    }
-    for gpu in now.gpus.iter().filter(|gpu| silent(before, gpu.index)) {
-        tracing::info!(gpu = gpu.index, "served again");
     }
 }
 

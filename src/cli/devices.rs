@@ -76,7 +76,7 @@ impl<'a> DeviceState<'a> {
             None => Fate::Blocked,
         };
         let profile = profile.map(|profile| profile.name.as_str());
-        let claim = holder.map(|held| held.claim.to_string());
+        let claim = holder.map(|held| held.by.label());
         Self { name: device.name(), profile, placement, uuid, state, claim }
     }
 }

@@ -4,6 +4,7 @@ mod age;
 mod agent;
 mod cut;
 mod devices;
+pub mod doors;
 pub mod inventory;
 mod listen;
 mod look;
@@ -12,6 +13,7 @@ pub mod node;
 mod output;
 pub mod picture;
 mod report;
+mod rescan;
 #[cfg(test)]
 mod samples;
 mod slices;

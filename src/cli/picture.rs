@@ -65,7 +65,7 @@ pub(super) fn short(uuid: &str) -> &str {
 
 fn line_of_whole(gpu: &Gpu, cut: Cut<'_>, known: bool, style: Style) -> String {
     let holder = match cut.whole() {
-        Some(held) => style.paint(Paint::Cyan, &held.claim.to_string()),
+        Some(held) => style.paint(Paint::Cyan, &held.by.label()),
         None if known => style.paint(Paint::Green, "free"),
         None => return format!("{}\n", title(gpu, style)),
     };
@@ -128,7 +128,7 @@ impl Canvas {
             placement: Placement { start: 0, size: mig.memory_slices() },
             paint: Paint::Cyan,
             labels: vec!["whole".to_owned()],
-            below: vec![held.claim.to_string()],
+            below: vec![held.by.label()],
         }
     }
 
@@ -138,7 +138,7 @@ impl Canvas {
             Content::Free(false) => (Paint::Plain, Vec::new(), Vec::new()),
             Content::Reserved(held) => {
                 let labels = labels(profile_name(held), "not carved");
-                (Paint::Cyan, labels, vec![held.claim.to_string()])
+                (Paint::Cyan, labels, vec![held.by.label()])
             }
             Content::Instance(instance, holder) => self.instance(mig, instance, *holder),
         };
@@ -160,7 +160,7 @@ impl Canvas {
         };
         let labels = labels(name, mark);
         match holder {
-            Some(held) => (Paint::Cyan, labels, vec![held.claim.to_string()]),
+            Some(held) => (Paint::Cyan, labels, vec![held.by.label()]),
             None if self.known => (Paint::Yellow, labels, NOT_OURS.map(str::to_owned).to_vec()),
             None => (Paint::Plain, labels, Vec::new()),
         }
@@ -236,7 +236,7 @@ impl Canvas {
 fn displaced(cut: Cut<'_>, style: Style) -> String {
     let lines = cut.displaced().into_iter().map(|held| {
         let what = style.paint(Paint::Red, "held, but something else lies there:");
-        format!("   {what} {} ({})\n", held.claim, held.device)
+        format!("   {what} {} ({})\n", held.by.label(), held.device)
     });
     lines.collect()
 }

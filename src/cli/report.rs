@@ -2,7 +2,7 @@
 
 use std::{
     process,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use k8s_openapi::jiff::Timestamp;
@@ -14,7 +14,7 @@ use crate::{
         Driver,
         machine::{Library, Machine},
     },
-    kubelet::Registration,
+    kubelet::{Registration, plugin},
     model::status::{
         AgentState, AgentStatus, ClaimStatus, KubeletStatus, NotServed, Published, Status,
     },
@@ -42,6 +42,14 @@ pub(super) struct Reporter {
     published: watch::Sender<cluster::publish::Published>,
     server: Arc<Mutex<Option<watch::Receiver<Option<Server>>>>>,
     warnings: Arc<Mutex<Vec<String>>>,
+    open: Arc<Mutex<Open>>,
+}
+
+/// The doors that are open.
+#[derive(Default)]
+struct Open {
+    dra: bool,
+    plugin: Option<watch::Sender<plugin::Resources>>,
 }
 
 impl Reporter {
@@ -55,6 +63,7 @@ impl Reporter {
             published: watch::Sender::default(),
             server: Arc::default(),
             warnings: Arc::default(),
+            open: Arc::default(),
         }
     }
 
@@ -65,6 +74,32 @@ impl Reporter {
     /// Where the kubelet's word on our registration goes.
     pub(super) fn registered(&self) -> watch::Sender<Registration> {
         self.registration.clone()
+    }
+
+    /// Notes that claims are served.
+    pub(super) fn dra_open(&self) {
+        self.open().dra = true;
+    }
+
+    /// Notes that extended resources are served; how the kubelet takes them goes to what is returned.
+    pub(super) fn plugin_open(&self) -> watch::Sender<plugin::Resources> {
+        let states = watch::Sender::default();
+        self.open().plugin = Some(watch::Sender::clone(&states));
+        states
+    }
+
+    /// Notes that they are no longer.
+    pub(super) fn plugin_closed(&self) {
+        self.open().plugin = None;
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The publisher's progress.
+    pub(super) fn published_state(&self) -> watch::Receiver<cluster::publish::Published> {
+        self.published.subscribe()
     }
 
     /// Where the publisher's progress goes.
@@ -95,11 +130,7 @@ impl Reporter {
             Phase::Starting => reasons.push("starting".to_owned()),
             Phase::StandingBy => return reasons,
             Phase::Acting(_) => {
-                let registration = self.registration.borrow();
-                if !registration.registered {
-                    let error = registration.error.as_deref().unwrap_or("not asked yet");
-                    reasons.push(format!("not registered with the kubelet: {error}"));
-                }
+                reasons.extend(self.unregistered());
             }
         }
         if let Library::Missing(reason) = &*self.machine.watch().borrow() {
@@ -110,6 +141,25 @@ impl Reporter {
         let gpus = self.not_served().into_iter();
         reasons.extend(gpus.map(|gpu| format!("GPU {}: {}", gpu.index, gpu.reason)));
         reasons
+    }
+
+    /// What the kubelet does not know of.
+    fn unregistered(&self) -> Vec<String> {
+        let open = self.open();
+        if !open.dra && open.plugin.is_none() {
+            return vec!["no door is open yet: the API server has not answered".to_owned()];
+        }
+        let registration = self.registration.borrow();
+        let error = registration.error.as_deref().unwrap_or("not asked yet");
+        let dra = (open.dra && !registration.registered)
+            .then(|| format!("not registered with the kubelet: {error}"));
+        let resources = open.plugin.as_ref().map(|states| states.borrow().clone());
+        let resources = resources.into_iter().flatten().filter(|(_, state)| !state.registered);
+        let resources = resources.map(|(name, state)| {
+            let error = state.error.unwrap_or_else(|| "not asked yet".to_owned());
+            format!("`{name}` not registered with the kubelet: {error}")
+        });
+        dra.into_iter().chain(resources).collect()
     }
 
     pub(super) fn status(&self) -> Status {

@@ -160,7 +160,7 @@ pub(super) fn record(claim: &str, gpu: &Gpu, part: Option<(&str, u32)>, origin: 
         version: VERSION,
         boot_id: BOOT.to_owned(),
         since: "2026-03-04T11:48:00Z".to_owned(),
-        plan: Plan { claim, pods, devices: vec![planned] },
+        plan: Plan { holder: claim.into(), pods, devices: vec![planned] },
         state: State::Prepared { devices: vec![PreparedDevice { uuid, cdi }] },
     }
 }

@@ -15,7 +15,7 @@ use k8s_openapi::{
 };
 
 use crate::{
-    cluster::{Cluster, Error, PublishSettings, content::spec, slices::Slices},
+    cluster::{Cluster, Error, PublishSettings, answer, content::spec, slices::Slices},
     model::pool::{Features, SliceContent},
 };
 
@@ -41,6 +41,17 @@ pub async fn features(cluster: &Cluster, settings: &PublishSettings) -> Result<F
         taints: any(|device| filled(device.taints.as_ref())),
         separate_counter_slices: separate,
     })
+}
+
+/// Whether the API server has claims and slices (`resource.k8s.io/v1`, from Kubernetes 1.34 on).
+pub async fn serves_dra(cluster: &Cluster) -> Result<bool, Error> {
+    let what = || "look for resource.k8s.io/v1".to_owned();
+    let listed = cluster.client.list_api_group_resources("resource.k8s.io/v1");
+    match answer(what, listed).await {
+        Ok(listed) => Ok(listed.resources.iter().any(|kind| kind.name == "resourceslices")),
+        Err(Error::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn filled<T>(list: Option<&Vec<T>>) -> bool {

@@ -27,7 +27,7 @@ mod slices;
 mod sync;
 mod watch;
 
-pub use self::features::features;
+pub use self::features::{features, serves_dra};
 
 /// How long the API server has for an answer. The kubelet waits 45 s for ours.
 const PATIENCE: Duration = Duration::from_secs(10);

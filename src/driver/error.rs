@@ -19,6 +19,14 @@ pub enum Error {
     /// What it asks for cannot be given.
     #[error(transparent)]
     Refusal(#[from] Box<plan::Refusal>),
+    /// A device of an extended resource cannot be given.
+    #[error("invalid allocation request for \"{resource}\": {reason}")]
+    Resource {
+        /// Full name.
+        resource: String,
+        /// What is wrong, what to do.
+        reason: String,
+    },
     /// The GPU said no.
     #[error("device `{device}`: {reason}")]
     Device {

@@ -8,11 +8,11 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    model::record::Record,
+    model::{holder::Holder, record::Record},
     node::store::{self, Store},
 };
 
-/// The records by claim UID. What is here is on disk: each change is written first.
+/// The records by the key of their holder. What is here is on disk: each change is written first.
 #[derive(Debug)]
 pub(super) struct Ledger {
     store: Store,
@@ -23,7 +23,8 @@ pub(super) struct Ledger {
 
 impl Ledger {
     pub(super) fn new(store: Store, records: Vec<Record>) -> Self {
-        let records = records.into_iter().map(|record| (record.plan.claim.uid.clone(), record));
+        let records =
+            records.into_iter().map(|record| (record.plan.holder.key().to_owned(), record));
         Self { store, records: Mutex::new(records.collect()), changed: watch::Sender::new(0) }
     }
 
@@ -35,31 +36,31 @@ impl Ledger {
         self.changed.subscribe()
     }
 
-    pub(super) fn get(&self, uid: &str) -> Option<Record> {
-        self.lock().get(uid).cloned()
+    pub(super) fn get(&self, key: &str) -> Option<Record> {
+        self.lock().get(key).cloned()
     }
 
     pub(super) fn all(&self) -> Vec<Record> {
         self.lock().values().cloned().collect()
     }
 
-    /// All records but the one of this claim.
-    pub(super) fn others(&self, uid: &str) -> Vec<Record> {
-        self.lock().values().filter(|record| record.plan.claim.uid != uid).cloned().collect()
+    /// All records but the one of this holder.
+    pub(super) fn others(&self, key: &str) -> Vec<Record> {
+        self.lock().values().filter(|record| record.plan.holder.key() != key).cloned().collect()
     }
 
     /// Writes a record, then counts it.
     pub(super) fn save(&self, record: Record) -> Result<(), store::Error> {
         self.store.save(&record)?;
-        self.lock().insert(record.plan.claim.uid.clone(), record);
+        self.lock().insert(record.plan.holder.key().to_owned(), record);
         self.changed.send_modify(|version| *version += 1);
         Ok(())
     }
 
     /// Removes a record; one that is not there is no error.
-    pub(super) fn forget(&self, uid: &str) -> Result<(), store::Error> {
-        self.store.forget(uid)?;
-        self.lock().remove(uid);
+    pub(super) fn forget(&self, holder: &Holder) -> Result<(), store::Error> {
+        self.store.forget(holder)?;
+        self.lock().remove(holder.key());
         self.changed.send_modify(|version| *version += 1);
         Ok(())
     }

@@ -1,42 +1,49 @@
 //! The order of things: prepare, unprepare, recover. Sync work behind an async front: what a call
 //! waits for is awaited, what changes the machine runs off the async threads and to its end.
 
+mod containers;
 mod error;
 mod ledger;
 mod locks;
 pub mod machine;
+mod obtain;
+mod offer;
 mod prepare;
 mod publish;
 mod recover;
+mod spec;
 mod takeover;
 mod undo;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+pub use containers::PodResources;
 pub use error::Error;
 use k8s_openapi::jiff::Timestamp;
+pub use offer::{Stream, Versioned};
 use tokio::{
     sync::{OwnedRwLockReadGuard, RwLock, watch},
     task::{JoinError, spawn_blocking},
     time::timeout,
 };
 
-use self::{ledger::Ledger, locks::Locks, machine::Machine};
+use self::{ledger::Ledger, locks::Locks, machine::Machine, offer::Offers};
 use crate::{
     cluster::{Cluster, events::Events},
     model::{
         claim::{AllocationResult, ClaimRef},
         device,
         gpu::GpuUuid,
+        plugin::config::{Config, DeviceRef},
         record::Record,
     },
     node::{lock, store::Store},
@@ -69,6 +76,20 @@ pub struct Parts {
     pub events: Events,
     /// The lock that makes this the node's acting agent.
     pub lock: AgentLock,
+    /// Which containers have which devices.
+    pub pods: Arc<dyn PodResources>,
+    /// The device plugin's part.
+    pub plugin: PluginParts,
+}
+
+/// What the device plugin is given to work with.
+pub struct PluginParts {
+    /// Its configuration, once there is one.
+    pub config: watch::Receiver<Option<Arc<Config>>>,
+    /// Whether MIG devices are carved for containers.
+    pub on_demand: bool,
+    /// The GPUs that are the device plugin's alone, the others being for claims; absent where both have all.
+    pub split: Option<Vec<DeviceRef>>,
 }
 
 /// The node's one acting agent holds this.
@@ -95,6 +116,17 @@ pub struct Driver {
     /// Read by all work under way, so that the end can wait for it.
     work: Arc<RwLock<()>>,
     closing: AtomicBool,
+    pods: Arc<dyn PodResources>,
+    /// One comparison with the kubelet at a time.
+    comparing: tokio::sync::Mutex<()>,
+    plugin: watch::Receiver<Option<Arc<Config>>>,
+    on_demand: bool,
+    split: Option<Vec<DeviceRef>>,
+    offers: Offers,
+    /// The writer of the device plugin's CDI file.
+    plugin_spec: Mutex<()>,
+    /// When devices were given to containers, of the last seconds.
+    given_at: Mutex<BTreeMap<String, Instant>>,
 }
 
 /// A prepared device, as the kubelet is told.
@@ -117,7 +149,19 @@ type Work = OwnedRwLockReadGuard<()>;
 impl Driver {
     /// Nothing is done yet: see [`Driver::recover`].
     pub fn new(parts: Parts) -> Self {
-        let Parts { node, boot_id, hook, machine, store, records, cluster, events, lock } = parts;
+        let Parts {
+            node,
+            boot_id,
+            hook,
+            machine,
+            store,
+            records,
+            cluster,
+            events,
+            lock,
+            pods,
+            plugin: PluginParts { config: plugin, on_demand, split },
+        } = parts;
         Self {
             node,
             boot_id,
@@ -130,6 +174,14 @@ impl Driver {
             lock,
             work: Arc::default(),
             closing: AtomicBool::new(false),
+            pods,
+            comparing: tokio::sync::Mutex::default(),
+            plugin,
+            on_demand,
+            split,
+            offers: Offers::default(),
+            plugin_spec: Mutex::default(),
+            given_at: Mutex::default(),
         }
     }
 

@@ -8,17 +8,20 @@ use std::{
     },
 };
 
-use super::{Answer, Driver, Error, NAME, now};
+use super::{
+    Answer, Driver, Error, NAME, Work, now,
+    obtain::{failed, gone, live},
+};
 use crate::{
     model::{
-        cdi::{self, ClaimDevice, Spec},
         claim::{Allocation, ClaimRef},
         device::{self, Target},
-        gpu::{Gpu, GpuInstance, GpuUuid, Inventory, Placement},
+        gpu::{Gpu, GpuUuid, Inventory},
+        holder::Holder,
         plan::{self, Origin, Plan, PlannedDevice, Reason, Refusal},
         record::{self, Held, PreparedDevice, Record, State},
     },
-    node::nvml::{self, Nvml},
+    node::nvml::Nvml,
 };
 
 /// Set when the call that wanted the work is given up.
@@ -26,26 +29,19 @@ use crate::{
 struct Cancelled(Arc<AtomicBool>);
 
 /// A call that waits for its work; dropped, it has been given up.
-struct Waiting<'c> {
-    claim: &'c ClaimRef,
+struct Waiting {
+    holder: Holder,
     cancelled: Cancelled,
     done: bool,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
         if !self.done {
             self.cancelled.0.store(true, Ordering::SeqCst);
-            tracing::debug!(claim = %self.claim, "nobody waits for the call any more");
+            tracing::debug!(holder = %self.holder, "nobody waits for the call any more");
         }
     }
-}
-
-/// A MIG device that exists.
-struct Live {
-    gpu_instance: u32,
-    compute_instance: u32,
-    uuid: String,
 }
 
 impl Driver {
@@ -61,14 +57,40 @@ impl Driver {
         let work = self.begin()?;
         let object = self.cluster.claim(claim).await?;
         let allocation = Allocation::of(&object, NAME, &self.node)?;
+        self.hold(work, allocation).await
+    }
 
+    /// Holds what was allocated. What a container holds that the kubelet has ended meanwhile is no
+    /// reason to refuse: the device plugin is not told of ends.
+    pub(super) async fn hold(
+        self: &Arc<Self>,
+        work: Work,
+        allocation: Allocation,
+    ) -> Result<Vec<Answer>, Error> {
+        match self.try_hold(work, allocation.clone()).await {
+            Err(Error::Refusal(refusal)) if refusal.is_by_container() => {
+                if self.release_ended().await == 0 {
+                    return Err(Error::Refusal(refusal));
+                }
+                self.try_hold(self.begin()?, allocation).await
+            }
+            held => held,
+        }
+    }
+
+    async fn try_hold(
+        self: &Arc<Self>,
+        work: Work,
+        allocation: Allocation,
+    ) -> Result<Vec<Answer>, Error> {
         self.refuse_hung(&self.gpus_of(&allocation.results, None), &allocation)?;
-        let turn = self.claims.lock(&claim.uid).await;
-        let gpus = self.gpus_of(&allocation.results, self.ledger.get(&claim.uid).as_ref());
+        let holder = allocation.holder.clone();
+        let turn = self.claims.lock(holder.key()).await;
+        let gpus = self.gpus_of(&allocation.results, self.ledger.get(holder.key()).as_ref());
         let guards = self.machine.locks.lock_gpus(&gpus).await;
 
         let cancelled = Cancelled::default();
-        let mut waiting = Waiting { claim, cancelled: cancelled.clone(), done: false };
+        let mut waiting = Waiting { holder, cancelled: cancelled.clone(), done: false };
         let answer = self.off_thread(move |driver| {
             let _held = (work, turn, guards);
             driver.prepare_locked(&allocation, &gpus, &cancelled)
@@ -141,17 +163,17 @@ impl Driver {
             return Err(Error::Cancelled);
         }
         self.acting()?;
-        if let Some(record) = self.ledger.get(&allocation.claim.uid) {
+        if let Some(record) = self.ledger.get(allocation.holder.key()) {
             match &record.state {
                 _ if record.boot_id != self.boot_id => {}
                 State::Prepared { devices } if is_for(&record.plan, allocation) => {
-                    let record = self.named(&record, &allocation.claim)?;
+                    let record = self.named(&record, &allocation.holder)?;
                     return self.prepare_again(&nvml, &record, devices);
                 }
                 _ => self.undo(&record)?,
             }
         }
-        let others = self.ledger.others(&allocation.claim.uid);
+        let others = self.ledger.others(allocation.holder.key());
         let held: Vec<Held<'_>> = others.iter().flat_map(Record::held).collect();
         let plan = plan::plan(&self.machine.inventory(), &held, allocation)?;
         self.prepare_anew(&nvml, plan)
@@ -165,7 +187,7 @@ impl Driver {
             Ok(devices) => self.commit(record.plan, devices),
             Err(error) => {
                 if let Err(left) = self.undo(&record) {
-                    tracing::warn!(claim = %record.plan.claim, error = %left, "undo is not complete");
+                    tracing::warn!(holder = %record.plan.holder, error = %left, "undo is not complete");
                 }
                 Err(error)
             }
@@ -173,9 +195,9 @@ impl Driver {
     }
 
     /// The record under the claim's names, which one that was taken over may not have.
-    fn named(&self, record: &Record, claim: &ClaimRef) -> Result<Record, Error> {
+    fn named(&self, record: &Record, holder: &Holder) -> Result<Record, Error> {
         let mut named = record.clone();
-        named.plan.claim.clone_from(claim);
+        named.plan.holder.clone_from(holder);
         if named != *record {
             self.ledger.save(named.clone())?;
         }
@@ -203,7 +225,7 @@ impl Driver {
         let complete = planned.zip(found.iter().zip(devices)).all(|(planned, (found, device))| {
             *found == device.uuid && (found.is_some() || planned.origin == Origin::Observed)
         });
-        if complete && self.ledger.store().has_spec(&record.plan.claim.uid)? {
+        if complete && self.has_spec(&record.plan.holder)? {
             return Ok(answers(&record.plan, devices));
         }
         if !complete {
@@ -232,192 +254,6 @@ impl Driver {
             since: now(),
             plan,
             state,
-        }
-    }
-
-    /// Does what the plan says: MIG mode, instances, CDI file. `found` are the UUIDs of what is there
-    /// already.
-    fn carry_out(
-        &self,
-        nvml: &Nvml,
-        plan: &Plan,
-        found: &[Option<String>],
-    ) -> Result<Vec<PreparedDevice>, Error> {
-        let mut prepared = Vec::new();
-        let mut described = Vec::new();
-        for (device, found) in plan.devices.iter().zip(found) {
-            let (uuid, claim_device) = self.obtain(nvml, device, found.is_some())?;
-            let name = cdi::qualified_name(&plan.claim.uid, &device.device);
-            if claim_device.is_none() {
-                let note = format!("admin access to `{}`: it is not carved now", device.device);
-                tracing::warn!(claim = %plan.claim, "{note}");
-                self.events.warn_claim(&plan.claim, "NotCarved", &note);
-            }
-            let cdi = claim_device.iter().map(|_| name.clone()).collect();
-            prepared.push(PreparedDevice { uuid, cdi });
-            described.extend(claim_device);
-        }
-        self.write_spec(&plan.claim, &described)?;
-        Ok(prepared)
-    }
-
-    /// A claim whose every device is missing (admin access) has no CDI file: an empty one is invalid.
-    pub(super) fn write_spec(
-        &self,
-        claim: &ClaimRef,
-        devices: &[ClaimDevice],
-    ) -> Result<(), Error> {
-        if devices.is_empty() {
-            return Ok(());
-        }
-        let spec = self.spec(&claim.uid, devices)?;
-        self.ledger.store().write_spec(&claim.uid, &spec)?;
-        Ok(())
-    }
-
-    pub(super) fn spec(&self, uid: &str, devices: &[ClaimDevice]) -> Result<Spec, Error> {
-        let files = self.machine.host().refreshed(&*self.machine.files()?)?;
-        Ok(cdi::claim_spec(uid, devices, &files, self.hook.as_deref()))
-    }
-
-    /// One device: its UUID and what a container needs for it.
-    fn obtain(
-        &self,
-        nvml: &Nvml,
-        device: &PlannedDevice,
-        found: bool,
-    ) -> Result<(Option<String>, Option<ClaimDevice>), Error> {
-        let gpu = self.gpu(device)?;
-        match (&device.target, device.origin) {
-            (Target::Gpu { .. }, Origin::Observed) => self.whole(device, &gpu),
-            (Target::Gpu { .. }, _) => {
-                let gpu = self.switch_mig(nvml, device, gpu, false)?;
-                self.whole(device, &gpu)
-            }
-            (Target::Mig { profile, placement, .. }, Origin::Made) if !found => {
-                let gpu = self.switch_mig(nvml, device, gpu, true)?;
-                let live = self.carve(nvml, device, &gpu, *profile, *placement)?;
-                self.partition(device, &gpu, live)
-            }
-            (Target::Mig { profile, placement, .. }, origin) => {
-                match live(&gpu, *profile, *placement) {
-                    Some(live) => self.partition(device, &gpu, live),
-                    None if origin == Origin::Observed => {
-                        tracing::warn!(
-                            device = device.device,
-                            "admin access to what is not carved"
-                        );
-                        Ok((None, None))
-                    }
-                    None => Err(gone(device)),
-                }
-            }
-        }
-    }
-
-    fn gpu(&self, device: &PlannedDevice) -> Result<Gpu, Error> {
-        let inventory = self.machine.inventory();
-        let gpu = inventory.gpu(device.target.gpu()).cloned();
-        gpu.ok_or_else(|| failed(device, format!("{} does not answer", device.target.gpu())))
-    }
-
-    fn whole(
-        &self,
-        device: &PlannedDevice,
-        gpu: &Gpu,
-    ) -> Result<(Option<String>, Option<ClaimDevice>), Error> {
-        let nodes = self.machine.host().gpu_nodes(gpu.minor, &gpu.pci)?;
-        let described = ClaimDevice { name: device.device.clone(), nodes, env: Vec::new() };
-        Ok((Some(gpu.uuid.0.clone()), Some(described)))
-    }
-
-    fn partition(
-        &self,
-        device: &PlannedDevice,
-        gpu: &Gpu,
-        live: Live,
-    ) -> Result<(Option<String>, Option<ClaimDevice>), Error> {
-        let host = self.machine.host();
-        let mut nodes = host.gpu_nodes(gpu.minor, &gpu.pci)?;
-        nodes.extend(host.mig_nodes(gpu.minor, live.gpu_instance, live.compute_instance)?);
-        let described = ClaimDevice { name: device.device.clone(), nodes, env: Vec::new() };
-        Ok((Some(live.uuid), Some(described)))
-    }
-
-    fn carve(
-        &self,
-        nvml: &Nvml,
-        device: &PlannedDevice,
-        gpu: &Gpu,
-        profile: u32,
-        placement: Placement,
-    ) -> Result<Live, Error> {
-        let mig = gpu.mig.as_ref();
-        // Half of one, left by a repair that was killed.
-        if let Some(half) = mig.and_then(|mig| mig.instance(profile, placement)) {
-            nvml.destroy(gpu, half).map_err(|error| failed(device, error.to_string()))?;
-            self.machine.remove_instance(&gpu.uuid, half.id);
-        }
-        let profile = mig.and_then(|mig| mig.profile(profile)).ok_or_else(|| gone(device))?;
-        let carved = nvml.carve(gpu, profile, placement);
-        let carved = carved.map_err(|error| failed_call(device, error, "carve"))?;
-        self.machine.add_instance(&gpu.uuid, carved.clone());
-        live_in(&carved).ok_or_else(|| gone(device))
-    }
-
-    /// Sees to the MIG mode that the device needs; the GPU as it is then.
-    fn switch_mig(
-        &self,
-        nvml: &Nvml,
-        device: &PlannedDevice,
-        gpu: Gpu,
-        on: bool,
-    ) -> Result<Gpu, Error> {
-        if gpu.mig.as_ref().is_none_or(|mig| mig.enabled == on) {
-            return Ok(gpu);
-        }
-        let direction = if on { "on" } else { "off" };
-        match nvml.set_mig_mode(&gpu, on) {
-            Ok(true) => {}
-            Ok(false) => {
-                let index = gpu.index;
-                return Err(failed(
-                    device,
-                    format!(
-                        "MIG mode of GPU {index} is to be {direction} but waits for a reset; \
-                         drain the node and run `nvidia-smi -r -i {index}`"
-                    ),
-                ));
-            }
-            Err(error) if error.in_use() => {
-                let users = self.users(nvml, &gpu);
-                return Err(failed(
-                    device,
-                    format!(
-                        "MIG mode of GPU {} cannot be switched {direction} while {users} uses it; \
-                         stop the process or drain the node",
-                        gpu.index
-                    ),
-                ));
-            }
-            Err(error) => return Err(failed_call(device, error, "switch MIG mode")),
-        }
-        self.machine.refresh(nvml, &gpu.uuid)?;
-        self.gpu(device)
-    }
-
-    /// Who uses a GPU, as far as this process can see: `pid 4242 (python3)`.
-    pub(super) fn users(&self, nvml: &Nvml, gpu: &Gpu) -> String {
-        let pids = nvml.processes(gpu).unwrap_or_default();
-        let named = pids.iter().map(|&pid| match self.machine.host().process_name(pid) {
-            Some(name) => format!("pid {pid} ({name})"),
-            None => format!("pid {pid}"),
-        });
-        let named: Vec<String> = named.collect();
-        if named.is_empty() {
-            "a process that this agent cannot see".to_owned()
-        } else {
-            named.join(", ")
         }
     }
 }
@@ -486,15 +322,6 @@ fn refused(planned: &PlannedDevice, reason: Reason) -> Error {
     }))
 }
 
-fn live(gpu: &Gpu, profile: u32, placement: Placement) -> Option<Live> {
-    live_in(gpu.mig.as_ref()?.instance(profile, placement)?)
-}
-
-fn live_in(instance: &GpuInstance) -> Option<Live> {
-    let device = instance.device()?;
-    Some(Live { gpu_instance: instance.id, compute_instance: device.id, uuid: device.uuid.clone() })
-}
-
 fn answers(plan: &Plan, devices: &[PreparedDevice]) -> Vec<Answer> {
     let devices = plan.devices.iter().zip(devices);
     let answers = devices.map(|(planned, prepared)| Answer {
@@ -505,30 +332,4 @@ fn answers(plan: &Plan, devices: &[PreparedDevice]) -> Vec<Answer> {
         share_id: planned.share_id.clone(),
     });
     answers.collect()
-}
-
-fn failed(device: &PlannedDevice, reason: String) -> Error {
-    Error::Device { device: device.device.clone(), reason }
-}
-
-/// An NVML failure, kept as such when it concerns more than this device.
-fn failed_call(device: &PlannedDevice, error: nvml::Error, what: &str) -> Error {
-    if error.driver_gone() {
-        return error.into();
-    }
-    let else_to_do = match error.lost() {
-        true => ", or delete the pod so that it is scheduled again",
-        false => {
-            "; the kubelet will ask again, and if that does not help, drain the node and reset the GPU"
-        }
-    };
-    failed(device, format!("{what}: {}{else_to_do}", error.with_remedy()))
-}
-
-fn gone(device: &PlannedDevice) -> Error {
-    failed(
-        device,
-        "the MIG device is not there any more; delete the pod, so that it is scheduled anew"
-            .to_owned(),
-    )
 }

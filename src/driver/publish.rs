@@ -9,8 +9,9 @@ use crate::{
     cluster::publish::{Desired, Server},
     model::{
         gpu::Inventory,
+        plugin::offer,
         pool::{self, Features, PoolInput, SliceContent},
-        record::Held,
+        record::{Held, Record},
     },
 };
 
@@ -59,10 +60,23 @@ impl Driver {
         }
     }
 
+    /// The inventory without the GPUs that are for the device plugin.
+    fn for_claims(&self, inventory: &Inventory) -> Inventory {
+        let mut inventory = inventory.clone();
+        if let Some(split) = &self.split {
+            inventory.gpus.retain(|gpu| !offer::is_in_split(Some(split), gpu));
+        }
+        inventory
+    }
+
     fn pool(&self, inventory: &Inventory, features: Features, before: &[SliceContent]) -> Desired {
         let records = self.records();
-        let held: Vec<Held<'_>> = records.iter().flat_map(|record| record.held()).collect();
-        let input = PoolInput { node: &self.node, inventory, held: &held, features };
+        let (by_claims, by_containers): (Vec<_>, Vec<_>) =
+            records.iter().partition(|record| record.plan.holder.claim().is_some());
+        let held: Vec<Held<'_>> = by_claims.into_iter().flat_map(Record::held).collect();
+        let taken: Vec<Held<'_>> = by_containers.into_iter().flat_map(Record::held).collect();
+        let inventory = &self.for_claims(inventory);
+        let input = PoolInput { node: &self.node, inventory, held: &held, taken: &taken, features };
         Desired { features, content: pool::slices_after(before, &input) }
     }
 }

@@ -19,8 +19,8 @@ impl Driver {
     /// that work; what fails is logged, and done when the kubelet next asks about the claim.
     pub async fn recover(self: &Arc<Self>) {
         for record in self.ledger.all() {
-            if let Err(error) = self.recover_claim(&record).await {
-                tracing::warn!(claim = %record.plan.claim, %error, "not recovered yet");
+            if let Err(error) = self.recover_holder(&record).await {
+                tracing::warn!(holder = %record.plan.holder, %error, "not recovered yet");
             }
         }
         let orphans = self.off_thread(|driver| Ok(driver.remove_orphans()?)).await;
@@ -29,10 +29,10 @@ impl Driver {
         }
     }
 
-    async fn recover_claim(self: &Arc<Self>, record: &Record) -> Result<(), Error> {
-        let uid = &record.plan.claim.uid;
-        let Some(turn) = self.claims.try_lock(uid) else { return Ok(()) };
-        let Some(record) = self.ledger.get(uid) else { return Ok(()) };
+    async fn recover_holder(self: &Arc<Self>, record: &Record) -> Result<(), Error> {
+        let key = record.plan.holder.key();
+        let Some(turn) = self.claims.try_lock(key) else { return Ok(()) };
+        let Some(record) = self.ledger.get(key) else { return Ok(()) };
         let gpus = made_on(&record);
         let guards = self.machine.locks.lock_gpus(&gpus).await;
         self.off_thread(move |driver| {
@@ -49,13 +49,12 @@ impl Driver {
 
     /// Writes a missing CDI file again if all its devices are there.
     fn restore_spec(&self, record: &Record, devices: &[PreparedDevice]) -> Result<(), Error> {
-        let claim = &record.plan.claim;
-        let store = self.ledger.store();
-        if devices.iter().all(|device| device.cdi.is_empty()) || store.has_spec(&claim.uid)? {
+        let holder = &record.plan.holder;
+        if devices.iter().all(|device| device.cdi.is_empty()) || self.has_spec(holder)? {
             return Ok(());
         }
         match self.describe_all(&record.plan, devices)? {
-            Some(described) => self.write_spec(claim, &described),
+            Some(described) => self.write_spec(holder, &described),
             None => Ok(()),
         }
     }
@@ -94,7 +93,7 @@ impl Driver {
     fn remove_orphans(&self) -> Result<(), store::Error> {
         let store = self.ledger.store();
         let known: BTreeSet<String> =
-            self.ledger.all().into_iter().map(|record| record.plan.claim.uid).collect();
+            self.ledger.all().iter().map(|record| record.plan.holder.key().to_owned()).collect();
         for uid in store.spec_uids()?.iter().filter(|uid| !known.contains(*uid)) {
             if self.claims.try_lock(uid).is_some() && self.ledger.get(uid).is_none() {
                 store.remove_spec(uid)?;

@@ -13,6 +13,7 @@ use crate::{
         claim::ClaimRef,
         device::Target,
         gpu::{Gpu, GpuInstance, GpuUuid},
+        holder::Holder,
         plan::{Origin, PlannedDevice},
         record::{Record, State},
     },
@@ -29,19 +30,24 @@ impl Driver {
     /// # Errors
     /// Its record stays then, so that the next call goes on.
     pub async fn unprepare(self: &Arc<Self>, claim: &ClaimRef) -> Result<(), Error> {
+        self.let_go(&Holder::Claim(claim.clone())).await
+    }
+
+    /// Takes away what was made for a holder.
+    pub(super) async fn let_go(self: &Arc<Self>, holder: &Holder) -> Result<(), Error> {
         let work = self.begin()?;
-        let turn = self.claims.lock(&claim.uid).await;
-        let record = self.ledger.get(&claim.uid);
+        let turn = self.claims.lock(holder.key()).await;
+        let record = self.ledger.get(holder.key());
         let gpus = record.as_ref().map(made_on).unwrap_or_default();
         let guards = self.machine.locks.lock_gpus(&gpus).await;
-        let uid = claim.uid.clone();
+        let holder = holder.clone();
         self.off_thread(move |driver| {
             let _held = (work, turn, guards);
             let _files = driver.lock_files(&gpus)?;
             driver.acting()?;
             match record {
                 Some(record) => driver.undo(&record),
-                None => Ok(driver.ledger.store().remove_spec(&uid)?),
+                None => driver.remove_spec(&holder),
             }
         })
         .await
@@ -54,9 +60,18 @@ impl Driver {
         if record.boot_id == self.boot_id && !made_on(record).is_empty() && self.driver_loaded() {
             self.destroy_made(record)?;
         }
-        self.ledger.store().remove_spec(&record.plan.claim.uid)?;
-        self.ledger.forget(&record.plan.claim.uid)?;
-        Ok(())
+        let holder = &record.plan.holder;
+        match holder {
+            Holder::Claim(_) => {
+                self.remove_spec(holder)?;
+                Ok(self.ledger.forget(holder)?)
+            }
+            // The file of all names what records name.
+            Holder::Container(_) => {
+                self.ledger.forget(holder)?;
+                self.remove_spec(holder)
+            }
+        }
     }
 
     fn driver_loaded(&self) -> bool {

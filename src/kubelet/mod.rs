@@ -2,6 +2,8 @@
 
 mod dra;
 mod health;
+pub mod plugin;
+pub mod podresources;
 pub mod probe;
 mod registration;
 pub mod rival;

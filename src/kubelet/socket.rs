@@ -13,7 +13,7 @@ use super::Settings;
 use crate::driver::NAME;
 
 /// `sun_path` less its NUL.
-const LONGEST: usize = 107;
+pub(super) const LONGEST: usize = 107;
 
 /// Paths of an agent's sockets. Dropped, they are removed.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ pub fn remove_stale(settings: &Settings) {
     remove_unheard(&settings.plugin_dir, "dra@", ".sock");
 }
 
-fn remove_unheard(dir: &Path, prefix: &str, suffix: &str) {
+pub(super) fn remove_unheard(dir: &Path, prefix: &str, suffix: &str) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();

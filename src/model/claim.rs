@@ -11,7 +11,10 @@ use k8s_openapi::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::model::config::{self, Config, Configuration};
+use crate::model::{
+    config::{self, Config, Configuration},
+    holder::Holder,
+};
 
 /// A claim by its names. The UID is the key: a name may have been used before.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -34,8 +37,8 @@ impl fmt::Display for ClaimRef {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allocation {
     /// Whose.
-    pub claim: ClaimRef,
-    /// Names of the pods that it is reserved for.
+    pub holder: Holder,
+    /// Names of the pods that a claim is reserved for.
     pub pods: Vec<String>,
     /// One for each result that is ours, in the claim's order.
     pub results: Vec<AllocationResult>,
@@ -122,7 +125,7 @@ impl Allocation {
         let devices = allocation.devices.as_ref().unwrap_or(&none);
         let results = devices.results.iter().flatten().filter(|result| result.driver == driver);
         Ok(Self {
-            claim: ClaimRef::of(&claim.metadata)?,
+            holder: ClaimRef::of(&claim.metadata)?.into(),
             pods: pods(status),
             results: results
                 .map(|result| AllocationResult::of(result, pool))

@@ -8,13 +8,14 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use self::check::Site;
-pub use self::check::{foreign_at, foreign_on};
+pub use self::check::{foreign_at, foreign_on, usable};
 pub use self::refusal::{Extent, Instance, Reason, Refusal};
 use crate::model::{
-    claim::{Allocation, AllocationResult, ClaimRef},
+    claim::{Allocation, AllocationResult},
     config,
     device::{self, Device, Target},
     gpu::{GpuUuid, Inventory, Unreadable},
+    holder::Holder,
     record::Held,
 };
 
@@ -22,8 +23,9 @@ use crate::model::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// For whom.
-    pub claim: ClaimRef,
-    /// Names of the pods that it is reserved for.
+    #[serde(flatten)]
+    pub holder: Holder,
+    /// Names of the pods that a claim is reserved for.
     pub pods: Vec<String>,
     /// One for each device, in the claim's order.
     pub devices: Vec<PlannedDevice>,
@@ -71,7 +73,7 @@ pub fn plan(
     for result in &allocation.results {
         add(&mut devices, inventory, held, allocation, result).map_err(Box::new)?;
     }
-    Ok(Plan { claim: allocation.claim.clone(), pods: allocation.pods.clone(), devices })
+    Ok(Plan { holder: allocation.holder.clone(), pods: allocation.pods.clone(), devices })
 }
 
 impl Plan {
@@ -106,7 +108,8 @@ fn add(
         Some(Origin::Observed) | None => {
             let planned = devices.iter().filter(|planned| planned.origin != Origin::Observed);
             let site = Site { gpu: device.gpu, held, planned: planned.collect() };
-            site.origin(&device).map_err(|reason| refused(result, reason))?
+            site.origin(&device, result.share_id.is_some())
+                .map_err(|reason| refused(result, reason))?
         }
     };
     join(devices, PlannedDevice::new(result, device.target(), origin));

@@ -7,9 +7,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    claim::ClaimRef,
     device::Target,
     gpu::{GpuUuid, Placement},
+    holder::Holder,
     plan::{Origin, Plan},
 };
 
@@ -61,13 +61,15 @@ pub struct PreparedDevice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held<'r> {
     /// By whom.
-    pub claim: &'r ClaimRef,
+    pub by: &'r Holder,
     /// Device name, as published.
     pub device: &'r str,
     /// What it is in hardware.
     pub target: &'r Target,
     /// Whether Kerf made it.
     pub origin: Origin,
+    /// Whether it is a share, beside which others may be held.
+    pub shared: bool,
 }
 
 /// A file that is no record; it is to be set aside, not deleted.
@@ -96,10 +98,11 @@ impl Record {
     pub fn held(&self) -> impl Iterator<Item = Held<'_>> {
         let devices = self.plan.devices.iter();
         devices.filter(|device| device.origin != Origin::Observed).map(|device| Held {
-            claim: &self.plan.claim,
+            by: &self.plan.holder,
             device: &device.device,
             target: &device.target,
             origin: device.origin,
+            shared: device.share_id.is_some(),
         })
     }
 }

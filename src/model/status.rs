@@ -3,9 +3,12 @@
 //! An agent writes it to whoever connects to its socket, and programs read it from `-o json`: names
 //! of fields stay. Times are RFC 3339.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
+    claim::ClaimRef,
     device::Target,
     gpu::GpuUuid,
     plan::{Origin, PlannedDevice},
@@ -158,29 +161,27 @@ impl ClaimStatus {
     /// The devices of all claims in `records`, by namespace and name, as they are in the boot with
     /// this id.
     pub fn of(records: &[Record], boot_id: &str) -> Vec<Self> {
-        let mut records: Vec<_> = records.iter().collect();
-        records.sort_by_key(|record| &record.plan.claim);
-        let claims = records.into_iter().map(|record| Self::of_record(record, boot_id));
-        claims.flatten().collect()
+        let claims =
+            records.iter().filter_map(|record| Some((record.plan.holder.claim()?, record)));
+        let claims: BTreeMap<_, _> = claims.collect();
+        let claims = claims.into_iter();
+        claims.flat_map(|(claim, record)| Self::of_record(claim, record, boot_id)).collect()
     }
 
-    fn of_record(record: &Record, boot_id: &str) -> impl Iterator<Item = Self> {
-        let (state, prepared): (_, &[PreparedDevice]) = match &record.state {
-            _ if record.boot_id != boot_id => (ClaimState::EarlierBoot, &[]),
-            State::Preparing => (ClaimState::Preparing, &[]),
-            State::Prepared { devices } => (ClaimState::Prepared, devices),
-        };
+    fn of_record(claim: &ClaimRef, record: &Record, boot_id: &str) -> impl Iterator<Item = Self> {
+        let (state, prepared) = progress(record, boot_id);
         let planned = record.plan.devices.iter().enumerate();
-        planned.map(move |(i, device)| Self::of_device(record, state, device, prepared.get(i)))
+        planned
+            .map(move |(i, device)| Self::of_device(claim, record, state, device, prepared.get(i)))
     }
 
     fn of_device(
+        claim: &ClaimRef,
         record: &Record,
         state: ClaimState,
         planned: &PlannedDevice,
         prepared: Option<&PreparedDevice>,
     ) -> Self {
-        let claim = &record.plan.claim;
         // A GPU keeps its UUID, whether prepared or not.
         let of_gpu = match &planned.target {
             Target::Gpu { gpu } => Some(gpu.0.clone()),
@@ -200,5 +201,14 @@ impl ClaimStatus {
             origin: planned.origin,
             cdi: prepared.map(|device| device.cdi.clone()).unwrap_or_default(),
         }
+    }
+}
+
+/// How far a record is in the boot with this id, and its devices.
+fn progress<'r>(record: &'r Record, boot_id: &str) -> (ClaimState, &'r [PreparedDevice]) {
+    match &record.state {
+        _ if record.boot_id != boot_id => (ClaimState::EarlierBoot, &[]),
+        State::Preparing => (ClaimState::Preparing, &[]),
+        State::Prepared { devices } => (ClaimState::Prepared, devices),
     }
 }

@@ -46,7 +46,7 @@ pub fn records(checkpoint: &Checkpoint, site: &Site<'_>) -> Result<Vec<Record>, 
     let boot_id = checkpoint.boot_id.as_deref().unwrap_or(site.boot_id);
     let record = |kept: &KeptClaim| {
         let record = site.record(kept, boot_id);
-        record.map_err(|reason| Refusal::of(&kept.claim, reason))
+        record.map_err(|reason| Refusal::of(&kept.claim.clone().into(), reason))
     };
     let mut records = checkpoint.claims.iter().map(record).collect::<Result<Vec<_>, _>>()?;
     check_apart(&records)?;
@@ -74,7 +74,7 @@ impl Site<'_> {
             version: record::VERSION,
             boot_id: boot_id.to_owned(),
             since: self.now.to_owned(),
-            plan: Plan { claim: kept.claim.clone(), pods: allocation.pods, devices },
+            plan: Plan { holder: kept.claim.clone().into(), pods: allocation.pods, devices },
             state,
         })
     }
@@ -154,9 +154,9 @@ fn check_apart(records: &[Record]) -> Result<(), Refusal> {
     for record in records.iter().filter(prepared) {
         for held in record.held() {
             if let Some(other) = before.iter().find(|other| other.target.overlaps(held.target)) {
-                let (other, by) = (other.device.to_owned(), other.claim.clone());
+                let (other, by) = (other.device.to_owned(), other.by.clone());
                 let reason = Reason::Overlap { device: held.device.to_owned(), other, by };
-                return Err(Refusal::of(held.claim, reason));
+                return Err(Refusal::of(held.by, reason));
             }
         }
         before.extend(record.held());

@@ -22,12 +22,17 @@ pub use self::predecessor::Predecessor;
 use crate::model::{
     cdi::{self, Spec},
     gpu::GpuUuid,
+    holder::Holder,
     record::Record,
 };
 
 /// Records name what users run; CDI files are read by runtimes that may not be root.
 const RECORD_MODE: u32 = 0o600;
 const SPEC_MODE: u32 = 0o644;
+
+/// Folders of records.
+const CLAIMS: &str = "claims";
+const CONTAINERS: &str = "containers";
 
 /// The file of [`Numbers`].
 const NUMBERS: &str = "names.json";
@@ -51,7 +56,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A UID that cannot be part of a file name, and which no API server makes.
-    #[error("`{uid}` is not the UID of a claim")]
+    #[error("`{uid}` is neither UID of a claim nor ID of a device")]
     Uid {
         /// As it came.
         uid: String,
@@ -103,6 +108,7 @@ pub struct Numbers {
 #[derive(Clone, Debug)]
 pub struct Store {
     claims: PathBuf,
+    containers: PathBuf,
     locks: PathBuf,
     numbers: PathBuf,
     cdi: PathBuf,
@@ -111,39 +117,51 @@ pub struct Store {
 impl Store {
     /// Makes the directories that are not there yet.
     pub fn open(state_dir: &Path, cdi_root: &Path) -> Result<Self> {
-        let claims = state_dir.join("claims");
+        let claims = state_dir.join(CLAIMS);
+        let containers = state_dir.join(CONTAINERS);
         let locks = state_dir.join("locks");
-        for dir in [&claims, &locks, cdi_root] {
+        for dir in [&claims, &containers, &locks, cdi_root] {
             fs::create_dir_all(dir).map_err(Error::file("make the directory", dir))?;
         }
-        Ok(Self { claims, locks, numbers: state_dir.join(NUMBERS), cdi: cdi_root.to_owned() })
+        Ok(Self {
+            claims,
+            containers,
+            locks,
+            numbers: state_dir.join(NUMBERS),
+            cdi: cdi_root.to_owned(),
+        })
     }
 
-    /// All records, in the order of their UIDs. One that cannot be read is renamed, so that it is
+    /// All records, those of claims first, in the order of their keys. One that cannot be read is renamed, so that it is
     /// reported once and kept for a person to see; and what an agent that was killed left of files
     /// that it was writing is removed.
     pub fn records(&self) -> Result<(Vec<Record>, Vec<SetAside>)> {
         remove_stale(&self.claims, |_| true)?;
+        remove_stale(&self.containers, |_| true)?;
         remove_stale(&self.cdi, |name| {
-            cdi::claim_of_file(name).or(cdi::claim_of_predecessors_file(name)).is_some()
+            let of_claim = cdi::claim_of_file(name).or(cdi::claim_of_predecessors_file(name));
+            of_claim.is_some() || name == cdi::PLUGIN_FILE
         })?;
-        let (records, mut unreadable) = read_records(&self.claims)?;
+        let (mut records, mut unreadable) = read_records(&self.claims)?;
+        let of_containers = read_records(&self.containers)?;
+        records.extend(of_containers.0);
+        unreadable.extend(of_containers.1);
         for found in &mut unreadable {
             found.path = set_aside(&found.path)?;
         }
         Ok((records, unreadable))
     }
 
-    /// Writes a claim's record.
+    /// Writes a record.
     pub fn save(&self, record: &Record) -> Result<()> {
-        let path = self.record_path(&record.plan.claim.uid)?;
+        let path = self.record_path(&record.plan.holder)?;
         let bytes = encode(&path, record)?;
         write_again(&path, &bytes, RECORD_MODE)
     }
 
-    /// Removes a claim's record, if there is one.
-    pub fn forget(&self, uid: &str) -> Result<()> {
-        remove(&self.record_path(uid)?)
+    /// Removes a holder's record, if there is one.
+    pub fn forget(&self, holder: &Holder) -> Result<()> {
+        remove(&self.record_path(holder)?)
     }
 
     /// Writes a claim's CDI file, if runtimes would read it.
@@ -174,6 +192,21 @@ impl Store {
         Ok(uids.filter(|uid| is_uid(uid)).map(str::to_owned).collect())
     }
 
+    /// Writes the CDI file of the device plugin, if runtimes would read it and it says something else now.
+    pub fn write_plugin_spec(&self, spec: &Spec) -> Result<()> {
+        let path = self.cdi.join(cdi::PLUGIN_FILE);
+        let bytes = encode_spec(&path, spec)?;
+        match fs::read(&path) {
+            Ok(found) if found == bytes => Ok(()),
+            _ => write_again(&path, &bytes, SPEC_MODE),
+        }
+    }
+
+    /// Removes the CDI file of the device plugin, if there is one.
+    pub fn remove_plugin_spec(&self) -> Result<()> {
+        remove(&self.cdi.join(cdi::PLUGIN_FILE))
+    }
+
     /// The numbers of GPUs as last saved; none before that. A file that cannot be read is renamed.
     pub fn numbers(&self) -> Result<(Numbers, Option<SetAside>)> {
         match read_json(&self.numbers)? {
@@ -197,8 +230,12 @@ impl Store {
         self.locks.join(&gpu.0)
     }
 
-    fn record_path(&self, uid: &str) -> Result<PathBuf> {
-        Ok(self.claims.join(format!("{}.json", checked(uid)?)))
+    fn record_path(&self, holder: &Holder) -> Result<PathBuf> {
+        let dir = match holder {
+            Holder::Claim(_) => &self.claims,
+            Holder::Container(_) => &self.containers,
+        };
+        Ok(dir.join(format!("{}.json", checked(holder.key())?)))
     }
 
     fn spec_path(&self, uid: &str) -> Result<PathBuf> {
@@ -209,12 +246,13 @@ impl Store {
 /// All records below an agent's data directory, and what cannot be read as such, for those who only
 /// want to look: nothing is changed, and an agent may be writing at the same time.
 pub fn look(state_dir: &Path) -> Result<(Vec<Record>, Vec<SetAside>)> {
-    match read_records(&state_dir.join("claims")) {
-        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            Ok((Vec::new(), Vec::new()))
-        }
-        found => found,
+    let (mut records, mut unreadable) = (Vec::new(), Vec::new());
+    for dir in [CLAIMS, CONTAINERS] {
+        let found = read_records(&state_dir.join(dir))?;
+        records.extend(found.0);
+        unreadable.extend(found.1);
     }
+    Ok((records, unreadable))
 }
 
 /// The numbers of GPUs below an agent's data directory, for those who only want to look; none where
@@ -293,7 +331,7 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// UIDs come from outside and become names of files: letters, digits, `-`, `_` and `.`, first of them
+/// Keys come from outside and become names of files: letters, digits, `-`, `_`, `.` and `:`, first of them
 /// a letter or digit, which leaves no way out of a directory and no hidden file.
 fn checked(uid: &str) -> Result<&str> {
     if is_uid(uid) { Ok(uid) } else { Err(Error::Uid { uid: uid.to_owned() }) }
@@ -302,12 +340,17 @@ fn checked(uid: &str) -> Result<&str> {
 fn is_uid(uid: &str) -> bool {
     uid.len() <= LONGEST_UID
         && uid.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && uid.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && uid.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c))
 }
 
+/// Names of the files in a directory, in order; of one that is not there, none.
 fn names(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
+        entries => entries.map_err(Error::file("list", dir))?,
+    };
+    for entry in entries {
         let name = entry.map_err(Error::file("list", dir))?.file_name();
         // A name that is not UTF-8 is none that Kerf gave.
         names.extend(name.into_string());
@@ -316,15 +359,17 @@ fn names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn read_records(claims: &Path) -> Result<(Vec<Record>, Vec<SetAside>)> {
+fn read_records(dir: &Path) -> Result<(Vec<Record>, Vec<SetAside>)> {
     let (mut records, mut unreadable) = (Vec::new(), Vec::new());
-    for name in names(claims)? {
-        let Some(uid) = name.strip_suffix(".json") else { continue };
-        let path = claims.join(&name);
+    for name in names(dir)? {
+        let Some(key) = name.strip_suffix(".json") else { continue };
+        let path = dir.join(&name);
         match read_json::<Record>(&path)? {
-            Some(Ok(record)) if record.plan.claim.uid == uid && is_uid(uid) => records.push(record),
+            Some(Ok(record)) if record.plan.holder.key() == key && is_uid(key) => {
+                records.push(record);
+            }
             Some(Ok(record)) => {
-                let reason = format!("it is of claim UID `{}`", record.plan.claim.uid);
+                let reason = format!("it is of `{}`", record.plan.holder.key());
                 unreadable.push(SetAside { path, reason });
             }
             Some(Err(reason)) => unreadable.push(SetAside { path, reason }),

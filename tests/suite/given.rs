@@ -86,7 +86,7 @@ pub(crate) fn records(testbed: &Testbed) -> Vec<Record> {
 pub(crate) fn prepared(testbed: &Testbed) -> Vec<String> {
     let records = records(testbed).into_iter();
     let prepared = records.filter(|record| matches!(record.state, State::Prepared { .. }));
-    prepared.map(|record| record.plan.claim.name).collect()
+    prepared.map(|record| record.plan.holder.claim().unwrap().name.clone()).collect()
 }
 
 /// Profile id and place of every instance, GPU by GPU.

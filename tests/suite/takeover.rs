@@ -169,7 +169,7 @@ async fn what_was_prepared_goes_on_and_ends_as_if_kerf_had_prepared_it() {
     let caps = nodes(&spec, SMALL);
     assert!(caps.iter().any(|path| path.starts_with("/dev/nvidia-caps/")), "{caps:?}");
     let [record] = given::records(&testbed).try_into().unwrap();
-    assert_eq!(record.plan.claim.to_string(), format!("unknown/{}", claim.uid));
+    assert_eq!(record.plan.holder.label(), format!("unknown/{}", claim.uid));
     assert_eq!(record.plan.pods, ["c-pod"]);
 
     let expected = [device(&claim, &["r0"], SMALL), device(&claim, &["r1"], "gpu-1")];

@@ -44,7 +44,7 @@ fn what_lies_under_something_else_is_told_apart() {
     ];
     let held = held(&records);
     let displaced = Cut::new(&gpu, &held).displaced();
-    let displaced: Vec<_> = displaced.iter().map(|held| held.claim.to_string()).collect();
+    let displaced: Vec<_> = displaced.iter().map(|held| held.by.label()).collect();
     assert_eq!(displaced, ["old/claim", "ml/whole"]);
 }
 

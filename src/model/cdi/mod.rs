@@ -1,11 +1,13 @@
 //! The CDI file of a claim: what a container runtime puts into each container that uses the claim.
 
+mod plugin;
 mod spec;
 mod validate;
 
 use std::{borrow::Cow, collections::BTreeSet, path::Path};
 
 pub use self::{
+    plugin::{PLUGIN_FILE, plugin_name, plugin_spec},
     spec::{ContainerEdits, Device, Hook, Mount, NodeEdit, Spec},
     validate::Invalid,
 };

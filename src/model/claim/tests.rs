@@ -65,11 +65,12 @@ fn a_claim_is_read_as_it_was_allocated() {
     ]);
     let read = read(&allocated(&results, &json!([config("FromClaim", &["gpu"], "GpuConfig")])));
     let expected = Allocation {
-        claim: ClaimRef {
+        holder: ClaimRef {
             namespace: "ml".to_owned(),
             name: "train".to_owned(),
             uid: "7f3e".to_owned(),
-        },
+        }
+        .into(),
         pods: vec!["train-0".to_owned()],
         results: vec![
             result("gpu", "gpu-0"),
@@ -83,7 +84,7 @@ fn a_claim_is_read_as_it_was_allocated() {
         }],
     };
     assert_eq!(read, expected);
-    assert_eq!(read.claim.to_string(), "ml/train");
+    assert_eq!(read.holder.label(), "ml/train");
 }
 
 #[test]

@@ -24,6 +24,11 @@ const SHARED_OUT: [(&str, Amount); 5] = [
     ("OFA engines", |profile| profile.capacity.ofa_engines),
 ];
 
+/// Whether a device can be had now, beside what `held` says others have. A share goes with other shares.
+pub fn usable(device: &Device<'_>, held: &[Held<'_>], share: bool) -> Result<(), Reason> {
+    Site { gpu: device.gpu, held, planned: Vec::new() }.origin(device, share).map(drop)
+}
+
 /// A GPU as a claim's next device finds it.
 pub(super) struct Site<'a> {
     pub(super) gpu: &'a Gpu,
@@ -35,8 +40,8 @@ pub(super) struct Site<'a> {
 
 impl Site<'_> {
     /// Checks that the device can be held, and by what means.
-    pub(super) fn origin(&self, device: &Device<'_>) -> Result<Origin, Reason> {
-        self.check_free(&device.target())?;
+    pub(super) fn origin(&self, device: &Device<'_>, share: bool) -> Result<Origin, Reason> {
+        self.check_free(&device.target(), share)?;
         match (device.part, &self.gpu.mig) {
             (Part::Whole, None) => Ok(Origin::Found),
             (Part::Whole, Some(mig)) => self.whole(mig),
@@ -46,12 +51,14 @@ impl Site<'_> {
     }
 
     /// Nothing that another claim holds, or that this one is to get, is in the way.
-    fn check_free(&self, target: &Target) -> Result<(), Reason> {
-        let same = self.held.iter().find(|held| held.target == target);
+    fn check_free(&self, target: &Target, share: bool) -> Result<(), Reason> {
+        let apart = |held: &&Held<'_>| !(share && held.shared && held.target == target);
+        let same = self.held.iter().filter(apart).find(|held| held.target == target);
         if let Some(held) = same {
-            return Err(Reason::Held { by: held.claim.clone() });
+            return Err(Reason::Held { by: held.by.clone() });
         }
-        if let Some(held) = self.held.iter().find(|held| held.target.overlaps(target)) {
+        let mut others = self.held.iter().filter(apart);
+        if let Some(held) = others.find(|held| held.target.overlaps(target)) {
             return Err(Reason::occupied(self.gpu, held));
         }
         match self.planned.iter().find(|planned| planned.target.overlaps(target)) {

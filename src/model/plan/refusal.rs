@@ -3,10 +3,10 @@
 use std::fmt;
 
 use crate::model::{
-    claim::ClaimRef,
     config::Unfit,
     device::Target,
     gpu::{Gpu, GpuInstance, Placement},
+    holder::Holder,
     record::Held,
 };
 
@@ -19,6 +19,16 @@ pub struct Refusal {
     pub request: String,
     /// Why.
     pub reason: Box<Reason>,
+}
+
+impl Refusal {
+    /// Whether what stands in the way is held by a container.
+    pub fn is_by_container(&self) -> bool {
+        match &*self.reason {
+            Reason::Held { by } | Reason::Occupied { by, .. } => by.container().is_some(),
+            _ => false,
+        }
+    }
 }
 
 impl std::error::Error for Refusal {}
@@ -56,23 +66,21 @@ pub enum Reason {
     /// The configuration that applies cannot be applied.
     #[error(transparent)]
     Config(Unfit),
-    /// Another claim has it.
-    #[error("held by claim `{by}`; wait until that is released, or {RESCHEDULE}")]
+    /// Another holder has it.
+    #[error("held by {by}; wait until that is released, or {RESCHEDULE}")]
     Held {
         /// Which.
-        by: ClaimRef,
+        by: Holder,
     },
-    /// Another claim has what it lies on.
-    #[error(
-        "{what} used by `{device}` of claim `{by}`; wait until that is released, or {RESCHEDULE}"
-    )]
+    /// Another holder has what it lies on.
+    #[error("{what} used by `{device}` of {by}; wait until that is released, or {RESCHEDULE}")]
     Occupied {
         /// Memory slices or the whole GPU, and a verb.
         what: Extent,
         /// The other device.
         device: String,
         /// Whose it is.
-        by: ClaimRef,
+        by: Holder,
     },
     /// The claim has another device that it overlaps.
     #[error("overlaps device `{device}` of the same claim; claim one of them")]
@@ -232,13 +240,13 @@ pub(super) fn label(gpu: &Gpu, profile: u32, placement: Placement) -> String {
 }
 
 impl Reason {
-    /// Another claim's device in the way.
+    /// Another holder's device in the way.
     pub(super) fn occupied(gpu: &Gpu, held: &Held<'_>) -> Self {
         let slices = match held.target {
             Target::Gpu { .. } => None,
             Target::Mig { placement, .. } => Some(*placement),
         };
         let what = Extent { gpu: gpu.index, slices };
-        Self::Occupied { what, device: held.device.to_owned(), by: held.claim.clone() }
+        Self::Occupied { what, device: held.device.to_owned(), by: held.by.clone() }
     }
 }

@@ -2,3 +2,7 @@
 //! container is given.
 
 pub mod config;
+pub mod id;
+pub mod names;
+pub mod offer;
+pub mod response;

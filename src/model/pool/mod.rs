@@ -40,6 +40,8 @@ pub struct PoolInput<'a> {
     pub inventory: &'a Inventory,
     /// What all claims that the node knows of hold, those included whose preparation was refused.
     pub held: &'a [Held<'a>],
+    /// What containers hold through the device plugin, of which the scheduler does not know.
+    pub taken: &'a [Held<'a>],
     /// What the API server keeps.
     pub features: Features,
 }

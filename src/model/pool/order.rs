@@ -97,7 +97,9 @@ fn of_share(share: &Share, held: &[Held]) -> Vec<(String, Rank)> {
         .filter(|name| is_held(name, held))
         .collect();
     let left = left(share, &taken);
-    let fits = |entry: &&Entry| !taken.contains(entry.name.as_str()) && fits(entry, left.as_ref());
+    let fits = |entry: &&Entry| {
+        !entry.taken && !taken.contains(entry.name.as_str()) && fits(entry, left.as_ref())
+    };
     let free: Vec<&Entry> = share.entries.iter().filter(fits).collect();
     let mig = share.gpu.mig.as_ref();
     let untouched = taken.is_empty() && mig.is_none_or(|mig| mig.instances.is_empty());

@@ -4,7 +4,7 @@ use crate::model::{
     device::{Device, Part, Target},
     gpu::{ComputeInstance, Gpu, GpuInstance, Mig},
     plan::Origin,
-    pool::{Features, PoolInput, counters::Amounts},
+    pool::{PoolInput, counters::Amounts},
     record::Held,
 };
 
@@ -41,25 +41,42 @@ pub(super) struct Entry<'g> {
     pub(super) partitioned: bool,
     /// What it takes of the counter set.
     pub(super) consumes: Option<Amounts>,
+    /// Whether the device plugin gave it out, or some of it.
+    pub(super) taken: bool,
 }
 
 impl<'g> Entry<'g> {
     fn new(device: Device<'g>) -> Self {
         let partitioned = device.part != Part::Whole;
-        Self { device, name: device.name(), existing: None, partitioned, consumes: None }
+        Self {
+            device,
+            name: device.name(),
+            existing: None,
+            partitioned,
+            consumes: None,
+            taken: false,
+        }
     }
 }
 
-/// The shares of all GPUs that answered. One that did not is not there, nor is its counter set.
+/// The shares of all GPUs that answered. One that did not is not there, nor is its counter set; nor is one
+/// that a container has something of, where the server drops the taints that would say so.
 pub(super) fn all<'g>(input: &PoolInput<'g>) -> Vec<Share<'g>> {
+    let is_taken = |gpu: &Gpu| input.taken.iter().any(|held| *held.target.gpu() == gpu.uuid);
     let gpus = input.inventory.gpus.iter();
-    gpus.map(|gpu| Share::new(gpu, input.held, input.features)).collect()
+    let gpus = gpus.filter(|gpu| input.features.taints || !is_taken(gpu));
+    gpus.map(|gpu| Share::new(gpu, input)).collect()
 }
 
 impl<'g> Share<'g> {
-    fn new(gpu: &'g Gpu, held: &[Held], features: Features) -> Self {
-        let counted = features.counters.then(|| Self::counted(gpu, held)).flatten();
-        counted.filter(Self::is_within_limits).unwrap_or_else(|| Self::plain(gpu))
+    fn new(gpu: &'g Gpu, input: &PoolInput<'g>) -> Self {
+        let counted = input.features.counters.then(|| Self::counted(gpu, input.held)).flatten();
+        let mut share = counted.filter(Self::is_within_limits).unwrap_or_else(|| Self::plain(gpu));
+        for entry in &mut share.entries {
+            let target = entry.device.target();
+            entry.taken = input.taken.iter().any(|held| held.target.overlaps(&target));
+        }
+        share
     }
 
     /// The GPU cut in every way that it can be, with counters that say which ways go together.

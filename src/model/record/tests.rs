@@ -2,7 +2,11 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::plan::PlannedDevice;
+use crate::model::{
+    claim::ClaimRef,
+    holder::{Container, ContainerName},
+    plan::PlannedDevice,
+};
 
 fn mig(placement: Placement) -> Target {
     Target::Mig {
@@ -37,7 +41,7 @@ fn record(state: State) -> Record {
         boot_id: "b0f1".to_owned(),
         since: "2026-03-04T11:48:00Z".to_owned(),
         plan: Plan {
-            claim: ClaimRef { namespace, name, uid },
+            holder: ClaimRef { namespace, name, uid }.into(),
             pods: vec!["train-0".to_owned()],
             devices: vec![
                 device("gpu-1", Target::Gpu { gpu }, Origin::Found),
@@ -177,7 +181,7 @@ fn what_is_looked_at_is_not_held_and_what_is_found_is_not_made() {
     let record = record(State::Preparing);
     let held: Vec<_> = record.held().map(|held| (held.device, held.origin)).collect();
     assert_eq!(held, [("gpu-1", Origin::Found), ("gpu-0-mig-1g10gb-19-4", Origin::Made)]);
-    assert!(record.held().all(|held| *held.claim == record.plan.claim));
+    assert!(record.held().all(|held| *held.by == record.plan.holder));
     let gpu = GpuUuid("GPU-5d1c2f0e".to_owned());
     let made: Vec<_> = record.made().collect();
     assert_eq!(made, [(&gpu, 19, Placement { start: 4, size: 1 })]);
@@ -232,11 +236,22 @@ fn states() -> impl Strategy<Value = State> {
     prop_oneof![Just(State::Preparing), prepared]
 }
 
+fn holders() -> impl Strategy<Value = Holder> {
+    let claims = any::<[String; 3]>()
+        .prop_map(|[namespace, name, uid]| ClaimRef { namespace, name, uid }.into());
+    let names = any::<[String; 3]>().prop_map(|[namespace, pod, container]| ContainerName {
+        namespace,
+        pod,
+        container,
+    });
+    let containers = (any::<[String; 2]>(), option::of(names))
+        .prop_map(|([id, resource], name)| Holder::Container(Container { id, resource, name }));
+    prop_oneof![claims, containers]
+}
+
 fn records() -> impl Strategy<Value = Record> {
-    let claim =
-        any::<[String; 3]>().prop_map(|[namespace, name, uid]| ClaimRef { namespace, name, uid });
-    let plan = (claim, vec(any::<String>(), 0..3), vec(devices(), 0..5))
-        .prop_map(|(claim, pods, devices)| Plan { claim, pods, devices });
+    let plan = (holders(), vec(any::<String>(), 0..3), vec(devices(), 0..5))
+        .prop_map(|(holder, pods, devices)| Plan { holder, pods, devices });
     (any::<u32>(), any::<[String; 2]>(), plan, states()).prop_map(
         |(version, [boot_id, since], plan, state)| Record { version, boot_id, since, plan, state },
     )

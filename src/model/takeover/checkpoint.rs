@@ -175,8 +175,9 @@ impl KeptClaim {
     fn parse(uid: String, claim: Value, completed: bool) -> Result<Self, Refusal> {
         let unnamed =
             ClaimRef { namespace: "unknown".to_owned(), name: uid.clone(), uid: uid.clone() };
-        let claim: Claim = serde_json::from_value(claim)
-            .map_err(|error| Refusal::of(&unnamed, Reason::Unreadable(error.to_string())))?;
+        let claim: Claim = serde_json::from_value(claim).map_err(|error| {
+            Refusal::of(&unnamed.clone().into(), Reason::Unreadable(error.to_string()))
+        })?;
         let named = match (claim.namespace, claim.name) {
             (Some(namespace), Some(name)) => ClaimRef { namespace, name, uid },
             _ => unnamed,
@@ -188,7 +189,7 @@ impl KeptClaim {
             Some("PrepareStarted") => Ok(None),
             other => Err(Reason::State(other.unwrap_or_default().to_owned())),
         };
-        let prepared = prepared.map_err(|reason| Refusal::of(&named, reason))?;
+        let prepared = prepared.map_err(|reason| Refusal::of(&named.clone().into(), reason))?;
         Ok(Self { claim: named, status: claim.status, prepared })
     }
 }

@@ -1,6 +1,6 @@
 //! Why what NVIDIA's driver kept cannot be taken over, in words for whoever reads the agent's log.
 
-use crate::model::{claim, claim::ClaimRef, gpu::GpuUuid, plan};
+use crate::model::{claim, gpu::GpuUuid, holder::Holder, plan};
 
 /// A checkpoint that cannot be taken over, decided before anything was changed.
 #[derive(Debug, thiserror::Error)]
@@ -12,10 +12,10 @@ pub enum Refusal {
     #[error("format {0} is not known to this version of Kerf")]
     Format(String),
     /// One of its claims.
-    #[error("claim `{claim}`: {reason}")]
+    #[error("{holder}: {reason}")]
     Claim {
         /// Whose.
-        claim: ClaimRef,
+        holder: Holder,
         /// Why.
         reason: Box<Reason>,
     },
@@ -71,14 +71,14 @@ pub enum Reason {
     #[error("it has a share of device `{0}`, and Kerf gives whole devices")]
     Share(String),
     /// Two claims, one device.
-    #[error("device `{device}` overlaps `{other}` of claim `{by}`, and Kerf shares no devices")]
+    #[error("device `{device}` overlaps `{other}` of {by}, and Kerf shares no devices")]
     Overlap {
         /// Device name.
         device: String,
         /// The other.
         other: String,
         /// Whose.
-        by: ClaimRef,
+        by: Holder,
     },
     /// The file does not say who made a MIG device, and nobody else did.
     #[error(
@@ -89,7 +89,7 @@ pub enum Reason {
 }
 
 impl Refusal {
-    pub(super) fn of(claim: &ClaimRef, reason: impl Into<Reason>) -> Self {
-        Self::Claim { claim: claim.clone(), reason: Box::new(reason.into()) }
+    pub(super) fn of(holder: &Holder, reason: impl Into<Reason>) -> Self {
+        Self::Claim { holder: holder.clone(), reason: Box::new(reason.into()) }
     }
 }

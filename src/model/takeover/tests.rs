@@ -128,7 +128,7 @@ fn record(uid: &str, devices: Vec<PlannedDevice>, state: State) -> Record {
         version: record::VERSION,
         boot_id: BOOT.to_owned(),
         since: "2026-03-04T12:00:00Z".to_owned(),
-        plan: Plan { claim, pods: vec!["train-0".to_owned()], devices },
+        plan: Plan { holder: claim.into(), pods: vec!["train-0".to_owned()], devices },
         state,
     }
 }
@@ -158,7 +158,7 @@ fn what_had_begun_is_to_be_undone_under_its_own_name() {
     };
     let name = ["ml", "train", "c1"].map(str::to_owned);
     let [namespace, name, uid] = name;
-    assert_eq!(plan.claim, ClaimRef { namespace, name, uid });
+    assert_eq!(plan.holder, ClaimRef { namespace, name, uid }.into());
     let origins: Vec<_> = plan.devices.iter().map(|device| device.origin).collect();
     assert_eq!(origins, [Origin::Made, Origin::Found]);
 }

@@ -77,6 +77,27 @@ impl Nvml {
         Ok(on.mig_mode()?.0 == enabled)
     }
 
+    /// NVML's index of a MIG device among those of its GPU; `None` if it is gone.
+    ///
+    /// # Errors
+    /// As NVML answers.
+    pub fn mig_index(&self, gpu: &Gpu, uuid: &str) -> Result<Option<u32>, Error> {
+        let on = self.on(gpu)?;
+        let function = "nvmlDeviceGetMigDeviceHandleByIndex";
+        let device = on.handle.device(self);
+        for index in 0..MOST_COMPUTE_PROFILES {
+            let _underway = self.calls.enter(function, Some(gpu.index));
+            let found = device.mig_device_by_index(index).and_then(|device| device.uuid());
+            match found {
+                Ok(found) if found == uuid => return Ok(Some(index)),
+                Ok(_) | Err(nvml_wrapper::error::NvmlError::NotFound) => {}
+                Err(nvml_wrapper::error::NvmlError::InvalidArg) => return Ok(None),
+                Err(source) => return Err(Error::new(function, Some(gpu.index), source)),
+            }
+        }
+        Ok(None)
+    }
+
     /// Process ids that compute on the GPU, as this process's namespace sees them.
     ///
     /// # Errors

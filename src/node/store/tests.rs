@@ -45,7 +45,7 @@ fn record(uid: &str) -> Record {
         version: VERSION,
         boot_id: "boot-1".to_owned(),
         since: "2026-11-24T04:00:00Z".to_owned(),
-        plan: Plan { claim, pods: vec!["train-0".to_owned()], devices: Vec::new() },
+        plan: Plan { holder: claim.into(), pods: vec!["train-0".to_owned()], devices: Vec::new() },
         state: State::Preparing,
     }
 }
@@ -73,8 +73,8 @@ fn records_are_kept_replaced_and_forgotten() {
     assert_eq!(disk.list("state/claims"), ["a.json", "b.json"]);
     assert_eq!(disk.mode("state/claims/a.json"), 0o600);
 
-    disk.store.forget("a").unwrap();
-    disk.store.forget("a").unwrap();
+    disk.store.forget(&record("a").plan.holder).unwrap();
+    disk.store.forget(&record("a").plan.holder).unwrap();
     assert_eq!(disk.store.records().unwrap(), (vec![prepared], vec![]));
 }
 
@@ -99,7 +99,7 @@ fn what_is_no_record_is_set_aside_once_and_stops_nothing() {
             (&*at("empty.json.unreadable-2"), "EOF while parsing a value at line 1 column 0"),
             (&*at("folder.json.unreadable-1"), "Is a directory (os error 21)"),
             (&*at("half.json.unreadable-1"), "EOF while parsing a string at line 1 column 18"),
-            (&*at("other.json.unreadable-1"), "it is of claim UID `good`"),
+            (&*at("other.json.unreadable-1"), "it is of `good`"),
         ]
     );
     assert_eq!(disk.store.records().unwrap(), (vec![record("good")], vec![]));
@@ -190,7 +190,7 @@ fn the_files_of_nvidias_driver_become_ours() {
     drop(held);
     predecessor.set_aside().unwrap();
     assert_eq!(predecessor.read_checkpoint().unwrap(), None);
-    let state = ["checkpoint.json.adopted-by-kerf", "claims", "locks", "pu.lock"];
+    let state = ["checkpoint.json.adopted-by-kerf", "claims", "containers", "locks", "pu.lock"];
     assert_eq!(disk.list("state"), state);
 }
 
@@ -227,17 +227,17 @@ fn a_uid_does_not_lead_out_of_the_directory() {
     for uid in ["", ".", "..", "../precious", "/etc/passwd", "a/b", ".hidden", "a\0", &too_long] {
         let refusals = [
             disk.store.save(&record(uid)),
-            disk.store.forget(uid),
+            disk.store.forget(&record(uid).plan.holder),
             disk.store.write_spec(uid, &spec("a", 0)),
             disk.store.has_spec(uid).map(drop),
             disk.store.remove_spec(uid),
         ];
         for refusal in refusals {
             let error = refusal.unwrap_err().to_string();
-            assert_eq!(error, format!("`{uid}` is not the UID of a claim"));
+            assert_eq!(error, format!("`{uid}` is neither UID of a claim nor ID of a device"));
         }
     }
-    assert_eq!(disk.list("state"), ["claims", "locks", "precious.json"]);
+    assert_eq!(disk.list("state"), ["claims", "containers", "locks", "precious.json"]);
     assert_eq!(disk.list("state/claims"), [""; 0]);
     assert_eq!(disk.list("cdi"), [""; 0]);
 }

@@ -100,7 +100,8 @@ async fn an_instance_that_an_administrator_made_is_given_and_stays() {
         prepare(&testbed, &made).await.unwrap();
         for (claim, origin) in [(&found, Origin::Found), (&made, Origin::Made)] {
             let records = given::records(&testbed);
-            let record = records.iter().find(|record| record.plan.claim == *claim).unwrap();
+            let record =
+                records.iter().find(|record| record.plan.holder.claim() == Some(claim)).unwrap();
             assert_eq!(record.plan.devices[0].origin, origin);
         }
         for claim in [&made, &found] {

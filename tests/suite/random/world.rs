@@ -124,7 +124,10 @@ impl World {
             self.fail(&format!("cut {cut:?}, not {:?}", self.model.instances()));
         }
         let mut records = given::records(&self.testbed).into_iter();
-        let mut held: Vec<_> = records.by_ref().map(|record| record.plan.claim.name).collect();
+        let mut held: Vec<_> = records
+            .by_ref()
+            .map(|record| record.plan.holder.claim().unwrap().name.clone())
+            .collect();
         held.sort();
         if held != self.model.claims() {
             self.fail(&format!("held {held:?}, not {:?}", self.model.claims()));

@@ -34,7 +34,7 @@ fn admin(request: &str, device: &str) -> AllocationResult {
 fn claimed(results: impl IntoIterator<Item = AllocationResult>) -> Allocation {
     let [namespace, name, uid] = ["ml", "train", "7f3e"].map(str::to_owned);
     Allocation {
-        claim: ClaimRef { namespace, name, uid },
+        holder: ClaimRef { namespace, name, uid }.into(),
         pods: vec!["train-0".to_owned()],
         results: results.into_iter().collect(),
         configurations: Vec::new(),

@@ -23,7 +23,7 @@ fn a_plan_says_all_that_there_is_to_do() {
     let shared = AllocationResult { share_id: share.clone(), ..result("gpu", "gpu-1") };
     let claim = claimed([result("part/small", SMALL), shared]);
     let expected = Plan {
-        claim: claim.claim.clone(),
+        holder: claim.holder.clone(),
         pods: vec!["train-0".to_owned()],
         devices: vec![
             PlannedDevice {

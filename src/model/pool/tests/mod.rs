@@ -22,7 +22,7 @@ const NO_COUNTERS: Features =
     Features { counters: false, taints: true, separate_counter_slices: true };
 
 fn pool(inventory: &Inventory, held: &[Held], features: Features) -> Vec<SliceContent> {
-    slices(&PoolInput { node: "node", inventory, held, features })
+    slices(&PoolInput { node: "node", inventory, held, taken: &[], features })
 }
 
 fn names(slice: &SliceContent) -> Vec<&str> {
@@ -240,7 +240,8 @@ fn an_order_changes_only_when_the_next_device_is_not_a_best_one() {
     let after = |names: &[&str]| {
         let claims = Claims::of(&node, names);
         let held = claims.held();
-        let input = PoolInput { node: "node", inventory: &node, held: &held, features: V1_37 };
+        let input =
+            PoolInput { node: "node", inventory: &node, held: &held, taken: &[], features: V1_37 };
         let after = slices_after(&before, &input);
         let changed: Vec<usize> = (0..9).filter(|&slice| after[slice] != before[slice]).collect();
         assert_eq!(needs_reorder(&before, &input), !changed.is_empty());
@@ -260,7 +261,8 @@ fn what_a_slice_holds_changes_at_once() {
     let mut cut = gpu(&H100, 1);
     carve(&mut cut, 19, Placement { start: 0, size: 1 }, Shape::Filled);
     let node = node([gpu(&H100, 0), cut]);
-    let input = PoolInput { node: "node", inventory: &node, held: &[], features: V1_37 };
+    let input =
+        PoolInput { node: "node", inventory: &node, held: &[], taken: &[], features: V1_37 };
     let after = slices_after(&pool(&before, &[], V1_37), &input);
     assert_eq!(after[..2], slices(&input)[..2]);
     assert_eq!(find(&after, "gpu-1-mig-1g10gb-19-0").consumes_counters, None);

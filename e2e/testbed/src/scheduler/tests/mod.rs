@@ -87,8 +87,13 @@ fn slices_of(gpus: u32) -> Vec<ResourceSlice> {
         unreadable: Vec::new(),
     };
     let features = Features { counters: true, taints: true, separate_counter_slices: true };
-    let content =
-        pool::slices(&PoolInput { node: NODE, inventory: &inventory, held: &[], features });
+    let content = pool::slices(&PoolInput {
+        node: NODE,
+        inventory: &inventory,
+        held: &[],
+        taken: &[],
+        features,
+    });
     let count = i64::try_from(content.len()).unwrap();
     let slices = content.into_iter().enumerate().map(|(index, content)| ResourceSlice {
         metadata: named(&format!("{index:05}-{NODE}")),

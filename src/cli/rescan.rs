@@ -1,0 +1,71 @@
+//! Looking at the GPUs again and again: administrators make MIG devices too, and drivers come and go.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+
+use super::agent::Ready;
+use crate::{
+    cluster::events::Events,
+    driver::{Driver, machine::Library},
+    model::gpu::Inventory,
+    node::{host, memory, store::Numbers},
+};
+
+/// How often all GPUs are read again: administrators make MIG devices too.
+const RESCAN: Duration = Duration::from_secs(10);
+
+/// How often a driver that is not there is looked for.
+pub(super) const LOOK_FOR_DRIVER: Duration = Duration::from_secs(1);
+
+impl Ready {
+    /// Reads the GPUs again and again, and takes up a driver that comes back.
+    pub(super) async fn rescan(&self, driver: &Arc<Driver>, events: &Events) {
+        loop {
+            let missing = matches!(&*self.machine.watch().borrow(), Library::Missing(_));
+            tokio::select! {
+                () = sleep(if missing { LOOK_FOR_DRIVER } else { RESCAN }) => {}
+                () = self.machine.suspected(), if !missing => {}
+            }
+            self.look(driver, events).await;
+            memory::give_back();
+            let found = matches!(&*self.machine.watch().borrow(), Library::Loaded(_));
+            if missing && found {
+                tracing::info!("the NVIDIA driver is there");
+                driver.recover().await;
+            }
+        }
+    }
+
+    /// One look at the machine; numbers of GPUs that are new are kept for the rest of the boot.
+    pub(super) async fn look(&self, driver: &Driver, events: &Events) {
+        for warning in self.reporter.warn(host::bypasses(&self.host_root)) {
+            tracing::warn!("{warning}");
+            events.warn_node("ClaimsBypassed", &warning);
+        }
+        let (before, known) = (self.machine.numbers(), self.machine.inventory());
+        self.machine.read().await;
+        tell_of_gpus(&known, &self.machine.inventory(), events);
+        let gpus = self.machine.numbers();
+        if gpus == before {
+            return;
+        }
+        let numbers = Numbers { boot_id: driver.boot_id().to_owned(), gpus };
+        if let Err(error) = self.store.save_numbers(&numbers) {
+            tracing::error!(%error, "numbers of GPUs not kept");
+        }
+    }
+}
+
+/// Says which GPUs have stopped to answer since `before`, and which answer again.
+fn tell_of_gpus(before: &Inventory, now: &Inventory, events: &Events) {
+    let silent = |of: &Inventory, index| of.unreadable.iter().any(|gpu| gpu.index == index);
+    for gpu in now.unreadable.iter().filter(|gpu| !silent(before, gpu.index)) {
+        let note = format!("GPU {} is not served: {}", gpu.index, gpu.reason);
+        tracing::warn!("{note}");
+        events.warn_node("GpuNotServed", &note);
+    }
+    for gpu in now.gpus.iter().filter(|gpu| silent(before, gpu.index)) {
+        tracing::info!(gpu = gpu.index, "served again");
+    }
+}

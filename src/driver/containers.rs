@@ -1,0 +1,286 @@
+//! The device plugin's side of the ledger: devices that containers hold. Nobody tells of a container's end,
+//! so what the kubelet lists is compared with the records.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::future::BoxFuture;
+
+use super::{Driver, Error, now};
+use crate::model::{
+    claim::{Allocation, AllocationResult},
+    device::{Device, Part, Target},
+    holder::{Container, Holder},
+    plan::{Origin, Plan, PlannedDevice},
+    plugin::{
+        config::{Config, IdStrategy},
+        id::DeviceId,
+        response::{self, Given, Response},
+    },
+    record::{self, PreparedDevice, Record, State},
+};
+
+/// How long the kubelet may take to list a container after it was given a device.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Which containers have which devices, as the kubelet knows it.
+pub trait PodResources: Send + Sync {
+    /// All containers with devices of extended resources, one entry a device.
+    ///
+    /// # Errors
+    /// Why the kubelet's word cannot be had, or not be relied on yet.
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Container>, String>>;
+}
+
+impl Driver {
+    /// Gives a container devices of a resource: holds them, carves what is carved on demand, and says
+    /// what the container needs.
+    ///
+    /// # Errors
+    /// Nothing that this call began is left then.
+    pub async fn allocate(
+        self: &Arc<Self>,
+        resource: &str,
+        ids: &[String],
+    ) -> Result<Response, Error> {
+        let config = self.plugin_config().ok_or_else(|| Error::Resource {
+            resource: resource.to_owned(),
+            reason: "the device plugin has no configuration yet".to_owned(),
+        })?;
+        self.check_request(&config, resource, ids)?;
+        let mut new = Vec::new();
+        for id in ids {
+            let known = self.ledger.get(id).is_some();
+            if let Err(error) = self.hold_device(resource, id).await {
+                self.give_back(&new).await;
+                return Err(error);
+            }
+            if !known {
+                new.push(id);
+            }
+        }
+        self.tell_offer().await;
+        let given = ids.iter().map(|id| self.given(id)).collect::<Result<Vec<_>, _>>()?;
+        Ok(response::response(&config, &given, &self.machine.files()?.nodes))
+    }
+
+    /// Sees to it that a container that starts, perhaps anew after a reboot, finds its devices.
+    ///
+    /// # Errors
+    /// The kubelet does not start the container then, and tries again.
+    pub async fn before_start(
+        self: &Arc<Self>,
+        resource: &str,
+        ids: &[String],
+    ) -> Result<(), Error> {
+        for id in ids {
+            self.hold_device(resource, id).await?;
+        }
+        self.tell_offer().await;
+        Ok(())
+    }
+
+    /// Compares the records with what the kubelet lists: takes up what it gave out without us, notes the
+    /// names of containers, and lets go of what has ended. How many holders have gone.
+    pub async fn release_ended(self: &Arc<Self>) -> usize {
+        let _turn = self.comparing.lock().await;
+        let listed = match self.pods.list().await {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::debug!(error, "containers are not known");
+                return 0;
+            }
+        };
+        for container in &listed {
+            if let Err(error) = self.take_up(container) {
+                tracing::warn!(id = container.id, error = %error.line(), "container not taken up");
+            }
+        }
+        let ids: BTreeSet<&str> = listed.iter().map(|container| container.id.as_str()).collect();
+        let mut gone = 0;
+        for record in self.ledger.all() {
+            let Some(container) = record.plan.holder.container() else { continue };
+            if ids.contains(container.id.as_str()) || self.is_fresh(&container.id) {
+                continue;
+            }
+            match self.let_go(&record.plan.holder).await {
+                Ok(()) => gone += 1,
+                Err(error) => {
+                    tracing::warn!(id = container.id, error = %error.line(), "not released yet");
+                }
+            }
+        }
+        if gone > 0 {
+            self.renew_offer();
+        }
+        gone
+    }
+
+    async fn hold_device(self: &Arc<Self>, resource: &str, id: &str) -> Result<(), Error> {
+        let work = self.begin()?;
+        let allocation = self.allocation(resource, id)?;
+        self.note_given(id);
+        self.hold(work, allocation).await.map(drop)
+    }
+
+    /// Takes back what a call that failed had begun.
+    async fn give_back(self: &Arc<Self>, ids: &[&String]) {
+        for id in ids {
+            let Some(record) = self.ledger.get(id) else { continue };
+            if let Err(error) = self.let_go(&record.plan.holder).await {
+                tracing::warn!(id, error = %error.line(), "not released yet");
+            }
+        }
+    }
+
+    /// Nothing that is not offered, and not more shares than one container may have.
+    fn check_request(&self, config: &Config, resource: &str, ids: &[String]) -> Result<(), Error> {
+        let refused = |reason: String| Error::Resource { resource: resource.to_owned(), reason };
+        let offer = self.offer();
+        let known = |id: &String| offer.device(resource, id).is_some();
+        if let Some(id) = ids.iter().find(|id| !known(id)) {
+            return Err(refused(format!("unknown device: {id}")));
+        }
+        let shared = ids.iter().filter_map(|id| DeviceId::parse(id)?.share_number()).count();
+        if shared > 1 && config.sharing.fail_requests_greater_than_one {
+            return Err(refused(format!(
+                "invalid request: maximum request size for shared resources is 1; found {shared}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// A device of the plugin in the words of claims. Where the GPU is silent, as it was recorded.
+    fn allocation(&self, resource: &str, id: &str) -> Result<Allocation, Error> {
+        let refused = |reason: &str| Error::Resource {
+            resource: resource.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let parsed =
+            DeviceId::parse(id).ok_or_else(|| refused(&format!("unknown device: {id}")))?;
+        let record = self.ledger.get(id);
+        let recorded = record.as_ref().and_then(|record| record.plan.devices.first());
+        let inventory = self.machine.inventory();
+        let device = parsed.resolve(&inventory).map(|device| device.name());
+        let device = device.or_else(|| recorded.map(|planned| planned.device.clone()));
+        let device = device.ok_or_else(|| {
+            refused(&format!("device {id} is not there any more; delete the pod"))
+        })?;
+        let known = record.as_ref().and_then(|record| record.plan.holder.container());
+        let container = Container {
+            id: id.to_owned(),
+            resource: resource.to_owned(),
+            name: known.and_then(|container| container.name.clone()),
+        };
+        let result = AllocationResult {
+            request: resource.to_owned(),
+            pool: self.node.clone(),
+            device,
+            admin_access: false,
+            share_id: parsed.share_number().map(|share| share.to_string()),
+        };
+        Ok(Allocation {
+            holder: Holder::Container(container),
+            pods: Vec::new(),
+            results: vec![result],
+            configurations: Vec::new(),
+        })
+    }
+
+    /// What a container is given for one device that it holds.
+    fn given(&self, id: &str) -> Result<Given, Error> {
+        let lost = || Error::Device {
+            device: id.to_owned(),
+            reason: "it went away while it was given out; delete the pod".to_owned(),
+        };
+        let record = self.ledger.get(id).ok_or_else(lost)?;
+        let planned = record.plan.devices.first().ok_or_else(lost)?;
+        let inventory = self.machine.inventory();
+        let gpu = inventory.gpu(planned.target.gpu()).ok_or_else(lost)?;
+        let (instance, uuid) = match &planned.target {
+            Target::Gpu { gpu } => (None, gpu.0.clone()),
+            Target::Mig { profile, placement, .. } => {
+                let instance = gpu.mig.as_ref().and_then(|mig| mig.instance(*profile, *placement));
+                let instance = instance.ok_or_else(lost)?;
+                let device = instance.device().ok_or_else(lost)?;
+                (Some(instance), device.uuid.clone())
+            }
+        };
+        let parsed = DeviceId::parse(id).ok_or_else(lost)?;
+        let index = match (self.id_strategy(), instance) {
+            (IdStrategy::Uuid, _) => None,
+            (IdStrategy::Index, None) => Some(gpu.index.to_string()),
+            (IdStrategy::Index, Some(_)) => {
+                let index = self.machine.nvml()?.mig_index(gpu, &uuid)?.ok_or_else(lost)?;
+                Some(format!("{}:{index}", gpu.index))
+            }
+        };
+        let nodes = self.nodes(gpu, instance)?;
+        Ok(Given { id: parsed.device_name(), carved: parsed.is_placement(), uuid, index, nodes })
+    }
+
+    /// A container that the kubelet lists: one without record was given its device by an agent whose
+    /// records are lost, or by NVIDIA's plugin, and holds what it has.
+    fn take_up(&self, listed: &Container) -> Result<(), Error> {
+        if let Some(record) = self.ledger.get(&listed.id) {
+            let same =
+                record.plan.holder.container().is_some_and(|known| known.name == listed.name);
+            let Some(_turn) = (!same).then(|| self.claims.try_lock(&listed.id)).flatten() else {
+                return Ok(());
+            };
+            let mut named = record;
+            named.plan.holder = Holder::Container(listed.clone());
+            return Ok(self.ledger.save(named)?);
+        }
+        let Some(id) = DeviceId::parse(&listed.id) else { return Ok(()) };
+        let inventory = self.machine.inventory();
+        let Some(device) = id.resolve(&inventory) else { return Ok(()) };
+        tracing::info!(id = listed.id, resource = listed.resource, "taken up from the kubelet");
+        Ok(self.ledger.save(self.found(listed, &id, &device))?)
+    }
+
+    fn found(&self, listed: &Container, id: &DeviceId, device: &Device<'_>) -> Record {
+        let uuid = match device.part {
+            Part::Whole => Some(device.gpu.uuid.0.clone()),
+            Part::Mig(profile, placement) => {
+                let mig = device.gpu.mig.as_ref();
+                let instance = mig.and_then(|mig| mig.instance(profile.id, placement));
+                instance.and_then(|instance| Some(instance.device()?.uuid.clone()))
+            }
+        };
+        let planned = PlannedDevice {
+            requests: vec![listed.resource.clone()],
+            pool: self.node.clone(),
+            device: device.name(),
+            share_id: id.share_number().map(|share| share.to_string()),
+            target: device.target(),
+            origin: Origin::Found,
+        };
+        Record {
+            version: record::VERSION,
+            boot_id: self.boot_id.clone(),
+            since: now(),
+            plan: Plan {
+                holder: Holder::Container(listed.clone()),
+                pods: Vec::new(),
+                devices: vec![planned],
+            },
+            state: State::Prepared { devices: vec![PreparedDevice { uuid, cdi: Vec::new() }] },
+        }
+    }
+
+    fn note_given(&self, id: &str) {
+        let mut given = self.given_at.lock().unwrap_or_else(PoisonError::into_inner);
+        given.retain(|_, at| at.elapsed() < GRACE);
+        given.insert(id.to_owned(), Instant::now());
+    }
+
+    /// Whether a device was given out so lately that the kubelet need not list it yet.
+    fn is_fresh(&self, id: &str) -> bool {
+        let given = self.given_at.lock().unwrap_or_else(PoisonError::into_inner);
+        given.get(id).is_some_and(|at| at.elapsed() < GRACE)
+    }
+}

@@ -1,0 +1,78 @@
+//! Which containers have which devices, as the kubelet lists it.
+
+use std::{path::PathBuf, time::Duration};
+
+use futures::{FutureExt, future::BoxFuture};
+use tokio::time::timeout;
+use tonic::Request;
+
+use super::probe;
+use crate::{
+    driver,
+    model::holder::{Container, ContainerName},
+    proto::podresources::{
+        ListPodResourcesRequest, PodResources as Listed,
+        pod_resources_lister_client::PodResourcesListerClient,
+    },
+};
+
+/// The kubelet answers from memory.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A node's list may be long: 110 pods with devices of 16 GPUs and their shares.
+const LONGEST: usize = 64 << 20;
+
+/// The kubelet's list.
+#[derive(Clone, Debug)]
+pub struct PodResources {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Namespace and name of the agent's own pod, where it is in one.
+    pub own: Option<(String, String)>,
+}
+
+impl PodResources {
+    async fn ask(&self) -> Result<Vec<Container>, String> {
+        let channel =
+            probe::connect(self.socket.clone()).await.map_err(|error| error.to_string())?;
+        let mut client = PodResourcesListerClient::new(channel).max_decoding_message_size(LONGEST);
+        let listed = client.list(Request::new(ListPodResourcesRequest {})).await;
+        let pods = listed.map_err(|status| status.message().to_owned())?.into_inner().pod_resources;
+        // A kubelet that has just started lists nothing until it has heard of its pods.
+        if let Some((namespace, name)) = &self.own
+            && !pods.iter().any(|pod| pod.namespace == *namespace && pod.name == *name)
+        {
+            return Err("the kubelet does not list this agent's own pod yet".to_owned());
+        }
+        Ok(pods.iter().flat_map(containers).collect())
+    }
+}
+
+impl driver::PodResources for PodResources {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Container>, String>> {
+        async {
+            let late = || format!("not answered within {} s", PATIENCE.as_secs());
+            let listed = timeout(PATIENCE, self.ask()).await.unwrap_or_else(|_| Err(late()));
+            listed.map_err(|error| format!("pod resources (`{}`): {error}", self.socket.display()))
+        }
+        .boxed()
+    }
+}
+
+fn containers(pod: &Listed) -> impl Iterator<Item = Container> {
+    pod.containers.iter().flat_map(move |container| {
+        let name = ContainerName {
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            container: container.name.clone(),
+        };
+        container.devices.iter().flat_map(move |devices| {
+            let name = name.clone();
+            devices.device_ids.iter().map(move |id| Container {
+                id: id.clone(),
+                resource: devices.resource_name.clone(),
+                name: Some(name.clone()),
+            })
+        })
+    })
+}
