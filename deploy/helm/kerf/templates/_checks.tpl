@@ -1,3 +1,8 @@
+{{- /* Whether the API server has claims, as far as Helm can tell, and they are to be served. */}}
+{{- define "kerf.claims" -}}
+{{- if and (ne .Values.interface "device-plugin") (.Capabilities.APIVersions.Has "resource.k8s.io/v1") }}true{{ end }}
+{{- end }}
+
 {{/*
 Checks of opaque configuration in CEL, as validations of a policy. Each takes the list of objects in a
 variable, the name that users know them by, and a field. None fails on a value of another type.
