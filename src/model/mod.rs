@@ -7,6 +7,7 @@ pub mod device;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod gpu;
+pub mod labels;
 pub mod linker;
 pub mod plan;
 pub mod plugin;
