@@ -253,8 +253,10 @@ fn gpu(number: u32) -> Gpu {
         memory: None,
         pci: format!("0000:{number:02x}:00.0"),
         pcie_root: None,
+        pci_class: None,
         numa_node: None,
         addressing_mode: None,
+        fabric: None,
         mig: Some(Mig {
             enabled: true,
             pending: true,

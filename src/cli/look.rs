@@ -116,6 +116,7 @@ fn complete(machine: &MachineArgs, gpus: &mut [Gpu]) {
     let numbers = numbers(machine);
     for gpu in gpus {
         gpu.numa_node = host.numa_node(&gpu.pci);
+        gpu.pci_class = host.pci_class(&gpu.pci);
         gpu.pcie_root = host.pcie_root(&gpu.pci);
         gpu.number = numbers.gpus.get(&gpu.uuid).copied().unwrap_or(gpu.number);
     }

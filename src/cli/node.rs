@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::runtime;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use super::{agent, doors::DoorArgs, machine::MachineArgs, style::Style};
+use super::{agent, doors::DoorArgs, labels::LabelArgs, machine::MachineArgs, style::Style};
 use crate::node::memory;
 
 /// Arguments of `kerf node`. Names and environment are those of NVIDIA's driver where they mean the
@@ -55,6 +55,9 @@ pub struct Args {
     /// Which doors are open, and what is offered there.
     #[command(flatten)]
     pub doors: DoorArgs,
+    /// Labels of the node.
+    #[command(flatten)]
+    pub labels: LabelArgs,
     /// Form of the log.
     #[arg(long, env = "LOGGING_FORMAT", default_value = "text")]
     pub logging_format: LoggingFormat,

@@ -70,8 +70,10 @@ fn gpu(index: u32, product: &str) -> Gpu {
         memory: Some(80 << 30),
         pci: format!("0000:{:02x}:00.0", 0x1b + index),
         pcie_root: Some(format!("pci0000:{:02x}", 0x1a + index)),
+        pci_class: None,
         numa_node: Some(index / 4),
         addressing_mode: Some("None".to_owned()),
+        fabric: None,
         mig: None,
     }
 }

@@ -312,6 +312,7 @@ impl Machine {
         Gpu {
             number: self.number(&gpu),
             numa_node: self.host.numa_node(&gpu.pci),
+            pci_class: self.host.pci_class(&gpu.pci),
             pcie_root: self.host.pcie_root(&gpu.pci),
             ..gpu
         }

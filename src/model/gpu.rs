@@ -103,12 +103,28 @@ pub struct Gpu {
     pub pci: String,
     /// Such as `pci0000:1a`; absent when sysfs does not tell.
     pub pcie_root: Option<String>,
+    /// PCI class in sysfs's spelling, such as `0x030200`; absent when sysfs does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pci_class: Option<String>,
     /// NUMA node; absent when there is none.
     pub numa_node: Option<u32>,
     /// `HMM`, `ATS` or `None`; absent when the driver does not tell.
     pub addressing_mode: Option<String>,
+    /// Absent on a GPU that shares no NVLink fabric with other machines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<Fabric>,
     /// Absent on a GPU that has no MIG.
     pub mig: Option<Mig>,
+}
+
+/// Where a GPU is in an NVLink fabric of several machines.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fabric {
+    /// UUID of the cluster that the fabric connects.
+    pub cluster: String,
+    /// The part of it in which each GPU reaches each other.
+    pub clique: u32,
 }
 
 /// The MIG side of a GPU that has one.

@@ -8,6 +8,7 @@ pub mod device;
 pub(crate) mod fixtures;
 pub mod gpu;
 pub mod holder;
+pub mod labels;
 pub mod linker;
 pub mod plan;
 pub mod plugin;

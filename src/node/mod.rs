@@ -1,5 +1,6 @@
 //! The machine: NVML, the host's files, and what Kerf keeps on disk.
 
+pub mod features;
 pub mod hook;
 pub mod host;
 pub mod lock;

@@ -13,6 +13,7 @@ mod given;
 mod handover;
 mod hang;
 mod hook;
+mod labels;
 mod layers;
 mod machine;
 mod named;

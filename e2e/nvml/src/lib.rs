@@ -24,4 +24,4 @@ mod state;
 pub use code::Code;
 pub use fault::{Effect, Fault};
 pub use machine::{Machine, built_library};
-pub use node::{GpuDescription, Model, NodeDescription};
+pub use node::{FabricDescription, GpuDescription, Model, NodeDescription};

@@ -15,6 +15,20 @@ pub struct NodeDescription {
     /// inside. Such a machine has no display: neither `nvidia-modeset` nor DRM.
     #[serde(default)]
     pub for_containers: bool,
+    /// The NVLink fabric that its GPUs have joined, of those that join one: Hopper and later on boards with
+    /// NVSwitches. Without one they say that they support none.
+    #[serde(default)]
+    pub fabric: Option<FabricDescription>,
+}
+
+/// An NVLink fabric.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FabricDescription {
+    /// UUID of the machines that it connects; absent for a fabric that ends with its machine.
+    #[serde(default)]
+    pub cluster: Option<String>,
+    /// The part of it that the GPUs are in.
+    pub clique: u32,
 }
 
 /// One GPU.
@@ -115,7 +129,8 @@ impl NodeDescription {
             uuid: None,
         };
         let gpus = models.iter().enumerate().map(gpu).collect();
-        Self { driver: "580.95.05".to_owned(), cuda: 13000, gpus, for_containers: false }
+        let driver = "580.95.05".to_owned();
+        Self { driver, cuda: 13000, gpus, for_containers: false, fabric: None }
     }
 
     /// The same with MIG mode on wherever there is MIG.
@@ -124,6 +139,11 @@ impl NodeDescription {
             gpu.mig_enabled = gpu.model.has_mig();
         }
         self
+    }
+
+    /// The same with its GPUs in an NVLink fabric.
+    pub fn in_fabric(self, fabric: FabricDescription) -> Self {
+        Self { fabric: Some(fabric), ..self }
     }
 
     /// The same for real containers, which only root can make.

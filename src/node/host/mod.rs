@@ -8,6 +8,7 @@ mod root;
 mod runtime;
 mod sys;
 mod toml;
+mod vgpu;
 
 use std::{
     io,

@@ -15,6 +15,12 @@ impl Host {
         text.trim().parse().ok()
     }
 
+    /// The class of a PCI device in sysfs's spelling, such as `0x030200`.
+    pub fn pci_class(&self, pci: &str) -> Option<String> {
+        let text = fs::read_to_string(self.pci_device(pci).join("class")).ok()?;
+        Some(text.trim().to_owned())
+    }
+
     /// The root complex above a PCI device, such as `pci0000:1a`: the first part of the device's path
     /// that names one.
     pub fn pcie_root(&self, pci: &str) -> Option<String> {
@@ -57,7 +63,7 @@ impl Host {
         Ok(chosen.into_iter().chain(common).collect())
     }
 
-    fn pci_device(&self, pci: &str) -> PathBuf {
+    pub(super) fn pci_device(&self, pci: &str) -> PathBuf {
         self.sys_root.join("bus/pci/devices").join(pci)
     }
 }

@@ -17,8 +17,8 @@ const MOST_PROFILES: u32 = 64;
 const HOPPER: u32 = 9;
 
 impl Nvml {
-    /// Reads the GPU with this index. What sysfs knows (`numa_node`, `pcie_root`) is left out, and
-    /// `number` is the minor number.
+    /// Reads the GPU with this index. What sysfs knows (`numa_node`, `pci_class`, `pcie_root`) is
+    /// left out, and `number` is the minor number.
     ///
     /// # Errors
     /// The GPU with the first call that failed.
@@ -61,8 +61,11 @@ impl Nvml {
             memory,
             pci: sysfs_address(&pci.bus_id),
             pcie_root: None,
+            pci_class: None,
             numa_node: None,
             addressing_mode: optional(on.addressing_mode())?.and_then(addressing_mode_name),
+            // Only labels tell it: a driver that cannot say it has a GPU all the same.
+            fabric: on.fabric().ok().flatten(),
             mig,
         })
     }

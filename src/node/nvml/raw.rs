@@ -11,6 +11,7 @@ use nvml_wrapper::{
 use nvml_wrapper_sys::bindings as sys;
 
 use super::{Error, Nvml};
+use crate::model::gpu::Fabric;
 
 /// A GPU's or MIG device's handle.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +77,13 @@ fn text(chars: &[c_char]) -> String {
     }
 }
 
+/// A UUID as it is written.
+fn uuid(number: u128) -> String {
+    let digits = format!("{number:032x}");
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]);
+    parts.join("-")
+}
+
 impl DeviceHandle {
     pub(super) fn of(device: &Device<'_>) -> Self {
         // SAFETY: the handle is only used with the library that gave it.
@@ -119,6 +127,18 @@ impl On<'_> {
         mode.version = version_word::<sys::nvmlDeviceAddressingMode_t>(1);
         call!(self.nvml, self.gpu(), nvmlDeviceGetAddressingMode(self.handle.0, &raw mut mode))?;
         Ok(mode.value)
+    }
+
+    /// `None` as long as the GPU is in no fabric, and on a machine whose fabric ends with it.
+    pub(super) fn fabric(&self) -> Result<Option<Fabric>, Error> {
+        // The newest layout has room for the one asked for, which more drivers have.
+        let mut info: sys::nvmlGpuFabricInfoV_t = zeroed!();
+        info.version = version_word::<sys::nvmlGpuFabricInfo_v2_t>(2);
+        call!(self.nvml, self.gpu(), nvmlDeviceGetGpuFabricInfoV(self.handle.0, &raw mut info))?;
+        let joined = u32::from(info.state) == sys::NVML_GPU_FABRIC_STATE_COMPLETED;
+        let cluster = u128::from_be_bytes(info.clusterUuid);
+        let there = joined && info.status == 0 && cluster != 0;
+        Ok(there.then(|| Fabric { cluster: uuid(cluster), clique: info.cliqueId }))
     }
 
     /// Bytes, by the call that every driver has.

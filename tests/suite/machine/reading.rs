@@ -1,7 +1,9 @@
 //! What is read of a machine as it stands.
 
-use kerf::model::gpu::{ComputeInstance, DriverVersions, Gpu, GpuInstance, Placement};
-use kerf_nvml::{Effect, Fault, Model, NodeDescription, machine::InstanceSnapshot};
+use kerf::model::gpu::{ComputeInstance, DriverVersions, Fabric, Gpu, GpuInstance, Placement};
+use kerf_nvml::{
+    Effect, FabricDescription, Fault, Model, NodeDescription, machine::InstanceSnapshot,
+};
 
 use super::{Rig, cuttable};
 
@@ -45,6 +47,24 @@ fn the_minor_number_is_the_drivers() {
     );
     assert_eq!(read[0].uuid.0, "GPU-of-its-own");
     assert_eq!(read.each_ref().map(|gpu| rig.nvml.minor(gpu).unwrap()), [5, 3]);
+}
+
+#[test]
+fn a_fabric_is_read_where_it_connects_machines() {
+    let cluster = "7b968a6d-7e2f-4a34-a1a4-2b1c5d6e7f80";
+    let fabrics = [Some(cluster), None].map(|cluster| {
+        let fabric = FabricDescription { cluster: cluster.map(str::to_owned), clique: 32766 };
+        let node = NodeDescription::mixed(&[Model::H200_141, Model::A100_80, Model::L4]);
+        let rig = Rig::new(&node.in_fabric(fabric));
+        [0, 1, 2].map(|index| rig.gpu(index).fabric)
+    });
+    let joined = Fabric { cluster: cluster.to_owned(), clique: 32766 };
+    assert_eq!(fabrics, [[Some(joined), None, None], [None, None, None]]);
+    let rig = Rig::new(&NodeDescription::uniform(Model::H200_141, 1));
+    assert_eq!(rig.gpu(0).fabric, None);
+    // A driver that cannot say it has the GPU all the same.
+    rig.machine.inject(Fault::always("nvmlDeviceGetGpuFabricInfoV", Effect::Fail(999))).unwrap();
+    assert_eq!(rig.gpu(0).fabric, None);
 }
 
 /// An instance as the simulation shows it, with what fills it.

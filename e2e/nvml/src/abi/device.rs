@@ -3,25 +3,28 @@
 use std::ffi::{c_char, c_int, c_uint};
 
 use nvml_wrapper_sys::bindings::{
-    nvmlDeviceAddressingMode_v1_t, nvmlDeviceAttributes_t, nvmlMemory_t, nvmlMemory_v2_t,
-    nvmlPciInfo_t, nvmlUtilization_t,
+    nvmlDeviceAddressingMode_v1_t, nvmlDeviceAttributes_t, nvmlGpuFabricInfo_t,
+    nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfo_v3_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t,
+    nvmlUtilization_t,
 };
 
 use super::{
     export,
     processes::{USED, running},
-    wire::{Array, Opaque, Out, Versioned, field, give},
+    wire::{self, Array, Opaque, Out, Versioned, field, give},
 };
 use crate::{
     code::Code,
     hardware::Facts,
-    library::{Device, on_device, on_gpu},
-    spec::Profile,
+    library::{Device, Present, on_device, on_gpu},
+    spec::{Architecture, Profile},
 };
 
 const MIB: u64 = 1 << 20;
 /// What the driver keeps of a GPU's memory.
 const RESERVED: u64 = 600 * MIB;
+/// `nvmlGpuFabricState_t`: the GPU has joined.
+const COMPLETED: u8 = 3;
 /// `nvmlDeviceAddressingModeType_t`: heterogeneous memory management.
 const HMM: u32 = 1;
 
@@ -147,6 +150,12 @@ export! {
     ) = |name| {
         on_gpu(name, device.handle(), |gpu| give(info, switch_at(&gpu.gpu.facts, link)?))
     };
+    fn nvmlDeviceGetGpuFabricInfo(device: Opaque, info: Out<'_, nvmlGpuFabricInfo_t>) = |name| {
+        on_gpu(name, device.handle(), |gpu| give(info, fabric(gpu)?))
+    };
+    fn nvmlDeviceGetGpuFabricInfoV(device: Opaque, info: Versioned) = |name| {
+        on_gpu(name, device.handle(), |gpu| give_fabric(&info, fabric(gpu)?))
+    };
     fn nvmlDeviceGetAttributes(device: Opaque, attributes: Out<'_, nvmlDeviceAttributes_t>) = |name| {
         on_device(name, device.handle(), |device| give(attributes, device.attributes()?))
     };
@@ -178,6 +187,46 @@ fn linked(facts: &Facts, link: c_uint) -> Result<(), Code> {
 fn switch_at(facts: &Facts, link: c_uint) -> Result<nvmlPciInfo_t, Code> {
     linked(facts, link)?;
     Ok(pci_info(0xf0 + link % 4, 0x22a3, 0))
+}
+
+/// Where the GPU is in the machine's fabric, if it joins one.
+fn fabric(gpu: &Present<'_>) -> Result<nvmlGpuFabricInfo_t, Code> {
+    let joins = linked(&gpu.gpu.facts, 0).is_ok()
+        && gpu.gpu.facts.spec.architecture >= Architecture::Hopper;
+    let fabric = gpu.session.hardware.node.fabric.as_ref().filter(|_| joins);
+    let fabric = fabric.ok_or(Code::NOT_SUPPORTED)?;
+    let cluster = fabric.cluster.as_deref().unwrap_or("0").replace('-', "");
+    let cluster = u128::from_str_radix(&cluster, 16).or(Err(Code::UNKNOWN))?;
+    Ok(nvmlGpuFabricInfo_t {
+        clusterUuid: cluster.to_be_bytes(),
+        status: 0,
+        cliqueId: fabric.clique,
+        state: COMPLETED,
+    })
+}
+
+/// In the layout that the caller has.
+fn give_fabric(to: &Versioned, info: nvmlGpuFabricInfo_t) -> Result<(), Code> {
+    let version = to.version()?;
+    let nvmlGpuFabricInfo_t { clusterUuid, status, cliqueId, state } = info;
+    let healthMask = 0;
+    if version == wire::version::<nvmlGpuFabricInfo_v2_t>(2) {
+        let info =
+            nvmlGpuFabricInfo_v2_t { version, clusterUuid, status, cliqueId, state, healthMask };
+        return to.give(2, info);
+    }
+    to.give(
+        3,
+        nvmlGpuFabricInfo_v3_t {
+            version,
+            clusterUuid,
+            status,
+            cliqueId,
+            state,
+            healthMask,
+            healthSummary: 0,
+        },
+    )
 }
 
 fn pci(facts: &Facts) -> nvmlPciInfo_t {

@@ -1,4 +1,4 @@
-//! sysfs: where each GPU is plugged in.
+//! sysfs: where each GPU is plugged in, and what machine that is.
 
 use std::{
     fs, io,
@@ -13,8 +13,12 @@ use crate::hardware::{Facts, Hardware};
 const CLASS: &str = "0x030200\n";
 const VENDOR: &str = "0x10de\n";
 
-/// `bus/pci/devices` with links into `devices`.
+/// What firmware calls the machine.
+const PRODUCT: &str = "Simulated GPU Server\n";
+
+/// `bus/pci/devices` with links into `devices`, and the machine's name.
 pub(super) fn lay_out(sys: &Path, hardware: &Hardware) -> io::Result<()> {
+    put(&sys.join("class/dmi/id/product_name"), 0o444, PRODUCT)?;
     fs::create_dir_all(sys.join("bus/pci/devices"))?;
     for gpu in &hardware.gpus {
         let dir = plug_in(sys, &gpu.facts)?;

@@ -10,6 +10,10 @@ fn where_a_gpu_sits_is_read_from_sysfs() {
     assert_eq!(machine.host.pcie_root(PCI).as_deref(), Some("pci0000:1a"));
     assert_eq!(machine.host.numa_node(PCI), Some(1));
 
+    assert_eq!(machine.host.pci_class(PCI), None);
+    machine.write(&format!("sys/{device}/class"), "0x030200\n");
+    assert_eq!(machine.host.pci_class(PCI).as_deref(), Some("0x030200"));
+
     machine.write(&format!("sys/{device}/numa_node"), "-1\n");
     assert_eq!(machine.host.numa_node(PCI), None);
     assert_eq!(machine.host.numa_node("0000:ff:00.0"), None);

@@ -67,8 +67,10 @@ fn h100(number: u32) -> Gpu {
         memory: Some(81559 << 20),
         pci: format!("0000:{number:02x}:00.0"),
         pcie_root: Some(format!("pci0000:{:02x}", number / 2)),
+        pci_class: None,
         numa_node: Some(number / 4),
         addressing_mode: Some("None".to_owned()),
+        fabric: None,
         mig: Some(Mig {
             enabled: false,
             pending: false,
