@@ -15,8 +15,10 @@ use crate::{
         machine::{Library, Machine},
     },
     kubelet::{Registration, plugin},
+    model::plugin::offer::Offered,
     model::status::{
-        AgentState, AgentStatus, ClaimStatus, KubeletStatus, NotServed, Published, Status,
+        AgentState, AgentStatus, ClaimStatus, ContainerStatus, KubeletStatus, NotServed, Published,
+        ResourceStatus, Status,
     },
 };
 
@@ -173,16 +175,25 @@ impl Reporter {
             Phase::Acting(driver) => Some(driver),
             _ => None,
         };
+        let dra = driver.is_some() && self.open().dra;
         let records = driver.as_ref().map(|driver| driver.records()).unwrap_or_default();
         Status {
             agent: Some(agent),
             error: None,
-            kubelet: driver.is_some().then(|| self.kubelet()),
-            published: driver.is_some().then(|| self.publishing()),
+            kubelet: dra.then(|| self.kubelet()),
+            published: dra.then(|| self.publishing()),
             not_served: self.not_served(),
-            warnings: self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            warnings: self.warned(driver.as_deref()),
             claims: ClaimStatus::of(&records, &self.boot_id),
+            resources: driver.as_deref().map(|driver| self.resources(driver)).unwrap_or_default(),
+            containers: ContainerStatus::of(&records, &self.boot_id),
         }
+    }
+
+    fn warned(&self, driver: Option<&Driver>) -> Vec<String> {
+        let known = self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let offered = driver.map(|driver| driver.offer().warnings.clone());
+        known.into_iter().chain(offered.into_iter().flatten()).collect()
     }
 
     fn state(&self) -> AgentState {
@@ -193,6 +204,27 @@ impl Reporter {
             Library::Missing(reason) => AgentState::WaitingForDriver { reason: reason.clone() },
             Library::Loaded(_) => AgentState::Serving,
         }
+    }
+
+    /// Extended resources, where they are served.
+    fn resources(&self, driver: &Driver) -> Vec<ResourceStatus> {
+        let states = self.open().plugin.as_ref().map(|states| states.borrow().clone());
+        let Some(states) = states else { return Vec::new() };
+        let offer = driver.offer();
+        let resources = offer.resources.iter().map(|(name, devices)| {
+            let state = states.get(name).cloned().unwrap_or_default();
+            let count =
+                |which: fn(&Offered) -> bool| devices.iter().filter(|one| which(one)).count();
+            ResourceStatus {
+                name: name.clone(),
+                devices: devices.len(),
+                healthy: count(|device| device.unhealthy.is_none()),
+                taken: count(|device| device.taken),
+                registered: state.registered,
+                error: state.error,
+            }
+        });
+        resources.collect()
     }
 
     fn kubelet(&self) -> KubeletStatus {

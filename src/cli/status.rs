@@ -26,7 +26,10 @@ use crate::{
     },
     model::{
         plan::Origin,
-        status::{AgentState, AgentStatus, ClaimState, ClaimStatus, Status},
+        status::{
+            AgentState, AgentStatus, ClaimState, ClaimStatus, ContainerStatus, ResourceStatus,
+            Status,
+        },
     },
 };
 
@@ -80,9 +83,9 @@ fn status(machine: &MachineArgs) -> Status {
 }
 
 fn of_records(kept: Kept, error: String) -> Status {
-    let claims = ClaimStatus::of(kept.records.as_deref().unwrap_or_default(), &kept.boot_id);
     let lines: Vec<_> = std::iter::once(error).chain(kept.notes).collect();
-    Status::of_records(claims, lines.join("; "))
+    let records = kept.records.as_deref().unwrap_or_default();
+    Status::of_records(records, &kept.boot_id, lines.join("; "))
 }
 
 /// Reads what the agent at `socket` writes, one JSON document until it closes.
@@ -119,7 +122,16 @@ fn render(status: &Status, now: Timestamp, style: Style) -> String {
     }
     text.push_str(&troubles(status, style));
     text.push('\n');
-    text.push_str(&claims(&status.claims, now));
+    if !status.claims.is_empty() || status.resources.is_empty() && status.containers.is_empty() {
+        text.push_str(&claims(&status.claims, now));
+    }
+    let separator = if text.ends_with("\n\n") { "" } else { "\n" };
+    let tables = [resources(&status.resources), containers(&status.containers, now)];
+    let tables: Vec<_> = tables.into_iter().flatten().collect();
+    if !tables.is_empty() {
+        text.push_str(separator);
+        text.push_str(&tables.join("\n"));
+    }
     text
 }
 
@@ -180,6 +192,44 @@ fn claims(claims: &[ClaimStatus], now: Timestamp) -> String {
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
+/// Extended resources; nothing where there are none.
+fn resources(resources: &[ResourceStatus]) -> Option<String> {
+    let head = ["RESOURCE", "DEVICES", "HEALTHY", "TAKEN", "KUBELET"].map(str::to_owned);
+    let rows = resources.iter().map(|resource| {
+        let kubelet = match (resource.registered, &resource.error) {
+            (true, _) => "registered".to_owned(),
+            (false, Some(error)) => error.clone(),
+            (false, None) => "not registered".to_owned(),
+        };
+        let [devices, healthy, taken] =
+            [resource.devices, resource.healthy, resource.taken].map(|count| count.to_string());
+        [resource.name.clone(), devices, healthy, taken, kubelet]
+    });
+    (!resources.is_empty()).then(|| table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()))
+}
+
+/// What containers have; nothing where they have nothing.
+fn containers(containers: &[ContainerStatus], now: Timestamp) -> Option<String> {
+    let head = ["POD", "CONTAINER", "RESOURCE", "DEVICE", "UUID", "STATE", "SINCE"];
+    let rows = containers.iter().map(|container| {
+        let (pod, name) = match &container.container {
+            Some(name) => (format!("{}/{}", name.namespace, name.pod), name.container.clone()),
+            None => ("-".to_owned(), "-".to_owned()),
+        };
+        [
+            pod,
+            name,
+            container.resource.clone(),
+            container.device.clone(),
+            container.uuid.as_deref().map_or("-", short).to_owned(),
+            progress(container.state).to_owned(),
+            age(&container.since, now),
+        ]
+    });
+    let head = head.map(str::to_owned);
+    (!containers.is_empty()).then(|| table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()))
+}
+
 fn row(claim: &ClaimStatus, now: Timestamp) -> [String; 6] {
     let uuid = claim.uuid.as_deref().map_or("-", short);
     [
@@ -201,13 +251,17 @@ fn pods(pods: &[String]) -> String {
 }
 
 fn state(claim: &ClaimStatus) -> String {
-    let state = match claim.state {
+    let state = progress(claim.state);
+    let access = if claim.origin == Origin::Observed { ", admin access" } else { "" };
+    format!("{state}{access}")
+}
+
+fn progress(state: ClaimState) -> &'static str {
+    match state {
         ClaimState::Preparing => "preparing",
         ClaimState::Prepared => "prepared",
         ClaimState::EarlierBoot => "earlier boot",
-    };
-    let access = if claim.origin == Origin::Observed { ", admin access" } else { "" };
-    format!("{state}{access}")
+    }
 }
 
 #[cfg(test)]

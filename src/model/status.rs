@@ -11,6 +11,7 @@ use crate::model::{
     claim::ClaimRef,
     device::Target,
     gpu::GpuUuid,
+    holder::ContainerName,
     plan::{Origin, PlannedDevice},
     record::{PreparedDevice, Record, State},
 };
@@ -33,6 +34,12 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// One for each claim and device, by claim.
     pub claims: Vec<ClaimStatus>,
+    /// Extended resources, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<ResourceStatus>,
+    /// One for each device that a container has through the device plugin, by container.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ContainerStatus>,
 }
 
 /// An agent.
@@ -138,6 +145,48 @@ pub struct ClaimStatus {
     pub cdi: Vec<String>,
 }
 
+/// An extended resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceStatus {
+    /// Full name.
+    pub name: String,
+    /// Number of devices.
+    pub devices: usize,
+    /// How many of them the kubelet may give out or has given out.
+    pub healthy: usize,
+    /// How many of them containers have.
+    pub taken: usize,
+    /// Whether the kubelet knows the resource.
+    pub registered: bool,
+    /// Why not.
+    pub error: Option<String>,
+}
+
+/// A device that a container has through the device plugin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerStatus {
+    /// The container; absent until the kubelet has said which it is.
+    pub container: Option<ContainerName>,
+    /// Full name of the resource.
+    pub resource: String,
+    /// Device ID.
+    pub id: String,
+    /// Device name, as it is published for claims.
+    pub device: String,
+    /// UUID of the GPU that the device is, or is a part of.
+    pub gpu: GpuUuid,
+    /// `GPU-…` or `MIG-…`; absent for a MIG device that is not carved.
+    pub uuid: Option<String>,
+    /// How far it is.
+    pub state: ClaimState,
+    /// When the state was reached.
+    pub since: String,
+    /// Whose work the device is.
+    pub origin: Origin,
+}
+
 /// How far a claim's device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -152,8 +201,10 @@ pub enum ClaimState {
 
 impl Status {
     /// What records say where no agent does; `error` is why.
-    pub fn of_records(claims: Vec<ClaimStatus>, error: String) -> Self {
-        Self { claims, error: Some(error), ..Self::default() }
+    pub fn of_records(records: &[Record], boot_id: &str, error: String) -> Self {
+        let claims = ClaimStatus::of(records, boot_id);
+        let containers = ContainerStatus::of(records, boot_id);
+        Self { claims, containers, error: Some(error), ..Self::default() }
     }
 }
 
@@ -201,6 +252,37 @@ impl ClaimStatus {
             origin: planned.origin,
             cdi: prepared.map(|device| device.cdi.clone()).unwrap_or_default(),
         }
+    }
+}
+
+impl ContainerStatus {
+    /// What containers have by `records`, as it is in the boot with this id.
+    pub fn of(records: &[Record], boot_id: &str) -> Vec<Self> {
+        let mut containers: Vec<_> = records
+            .iter()
+            .filter_map(|record| {
+                let container = record.plan.holder.container()?;
+                let planned = record.plan.devices.first()?;
+                let (state, prepared) = progress(record, boot_id);
+                let of_gpu = match &planned.target {
+                    Target::Gpu { gpu } => Some(gpu.0.clone()),
+                    Target::Mig { .. } => None,
+                };
+                Some(Self {
+                    container: container.name.clone(),
+                    resource: container.resource.clone(),
+                    id: container.id.clone(),
+                    device: planned.device.clone(),
+                    gpu: planned.target.gpu().clone(),
+                    uuid: prepared.first().and_then(|device| device.uuid.clone()).or(of_gpu),
+                    state,
+                    since: record.since.clone(),
+                    origin: planned.origin,
+                })
+            })
+            .collect();
+        containers.sort_by(|a, b| (&a.container, &a.id).cmp(&(&b.container, &b.id)));
+        containers
     }
 }
 

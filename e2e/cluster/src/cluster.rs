@@ -197,7 +197,12 @@ impl Cluster {
     pub(crate) fn empty(&self) -> anyhow::Result<()> {
         // Claims last: where a claim of an extended resource goes before its pod, the controllers of 1.34
         // do not notice that the pod has ended, and keep it.
-        for kinds in ["pods,daemonsets,deployments", "resourceclaims,resourceclaimtemplates"] {
+        let mut kinds =
+            vec!["pods,daemonsets,deployments", "resourceclaims,resourceclaimtemplates"];
+        if self.release == Release::V1_31 {
+            kinds.pop();
+        }
+        for kinds in kinds {
             let delete = ["delete", kinds, "--all", "--grace-period=1", "--timeout=60s"];
             self.kubectl(&delete)?;
         }

@@ -45,6 +45,9 @@ impl Cluster {
         let node = pod["spec"]["nodeName"].as_str().context("the pod is on no node")?;
         let node = self.nodes().iter().find(|one| one.name == node).context("no such node")?;
         let mut devices = Devices::default();
+        for id in given(node, pod, container)? {
+            devices.add_id(node, &id)?;
+        }
         for (claim, request) in claims(pod, container) {
             let claim = self.get(&["resourceclaim", &claim])?;
             let results = claim["status"]["allocation"]["devices"]["results"].as_array();
@@ -86,6 +89,20 @@ impl Cluster {
     }
 }
 
+/// IDs of the devices of extended resources that the kubelet gave a container, by its own account.
+fn given(node: &Node, pod: &Value, container: &Value) -> anyhow::Result<Vec<String>> {
+    let path = node.file("kubelet/device-plugins/kubelet_internal_checkpoint");
+    let Ok(text) = fs::read_to_string(path) else { return Ok(Vec::new()) };
+    let kept: Value = serde_json::from_str(&text)?;
+    let entries = kept["Data"]["PodDeviceEntries"].as_array().cloned().unwrap_or_default();
+    let own = entries.iter().filter(|entry| {
+        entry["PodUID"] == pod["metadata"]["uid"] && entry["ContainerName"] == container["name"]
+    });
+    let ids = own.filter_map(|entry| entry["DeviceIDs"].as_object());
+    let ids = ids.flat_map(|by_numa_node| by_numa_node.values().filter_map(Value::as_array));
+    Ok(ids.flatten().filter_map(|id| id.as_str().map(str::to_owned)).collect())
+}
+
 /// The claims that a container names, and of which request it gets the devices; all if it names none.
 fn claims(pod: &Value, container: &Value) -> Vec<(String, Option<String>)> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -112,6 +129,26 @@ fn claims(pod: &Value, container: &Value) -> Vec<(String, Option<String>)> {
 }
 
 impl Devices {
+    /// Adds a device of a node by the ID under which the device plugin offers it.
+    fn add_id(&mut self, node: &Node, id: &str) -> anyhow::Result<()> {
+        let snapshot = node.machine.snapshot()?;
+        let id = id.split("::").next().unwrap_or(id);
+        let of_id = |gpu: &str| snapshot.gpus.iter().position(|one| one.uuid == gpu);
+        if let Some((gpu, place)) = id.split_once("-mig-") {
+            let gpu = of_id(gpu).context("no such GPU")?;
+            return self.add(node, &format!("gpu-{gpu}-mig-x-{place}"));
+        }
+        if let Some(gpu) = of_id(id) {
+            return self.add(node, &format!("gpu-{gpu}"));
+        }
+        let instances = snapshot.gpus.iter().enumerate();
+        let mut instances =
+            instances.flat_map(|(n, gpu)| gpu.instances.iter().map(move |i| (n, i)));
+        let found = instances.find(|(_, one)| one.compute.iter().any(|made| made.uuid == id));
+        let (gpu, instance) = found.with_context(|| format!("no device {id}"))?;
+        self.add(node, &format!("gpu-{gpu}-mig-x-{}-{}", instance.profile, instance.start))
+    }
+
     /// Adds a device of a node by the name under which it was published.
     fn add(&mut self, node: &Node, device: &str) -> anyhow::Result<()> {
         let snapshot = node.machine.snapshot()?;

@@ -12,6 +12,7 @@ use crate::{
     command::{Run, output},
     files,
     node::SIMULATED,
+    programs::Release,
     wait,
 };
 
@@ -47,14 +48,32 @@ pub(crate) fn values(cluster: &Cluster) -> anyhow::Result<PathBuf> {
 
 /// Installs, or upgrades to, what the chart has with these settings; returns when the agents serve.
 pub(crate) fn install(cluster: &Cluster, settings: &[&str]) -> anyhow::Result<()> {
+    upgrade(cluster, settings)?;
+    ready(cluster)
+}
+
+/// The same for agents that do not publish: returns when they are ready.
+pub(crate) fn install_plugin(cluster: &Cluster, settings: &[&str]) -> anyhow::Result<()> {
+    upgrade(cluster, settings)?;
+    rolled_out(cluster)
+}
+
+fn upgrade(cluster: &Cluster, settings: &[&str]) -> anyhow::Result<()> {
     let mut install = helm(cluster);
     install.args(["upgrade", "--install", "kerf"]).arg(root().join("deploy/helm/kerf"));
     install.arg("--values").arg(values(cluster)?);
     for setting in settings {
         install.args(["--set", setting]);
     }
-    install.run()?;
-    ready(cluster)
+    install.run()
+}
+
+/// Waits until every node has an agent that is ready, and no other.
+pub(crate) fn rolled_out(cluster: &Cluster) -> anyhow::Result<()> {
+    let status =
+        ["rollout", "status", "daemonset/kerf", "--namespace", NAMESPACE, "--timeout=120s"];
+    cluster.kubectl(&status)?;
+    wait::until("the old agents to end", || Ok(pods(cluster)?.len() == cluster.nodes().len()))
 }
 
 /// Waits until every node has an agent that is ready, and has published.
@@ -62,6 +81,9 @@ pub(crate) fn ready(cluster: &Cluster) -> anyhow::Result<()> {
     let status =
         ["rollout", "status", "daemonset/kerf", "--namespace", NAMESPACE, "--timeout=120s"];
     cluster.kubectl(&status)?;
+    if cluster.release == Release::V1_31 {
+        return Ok(());
+    }
     wait::until("the slices of all nodes", || {
         let slices = cluster.list(&["resourceslices"])?;
         Ok(cluster.nodes().iter().all(|node| {

@@ -1,6 +1,6 @@
 //! Manifests as users write them, for pods that wait until they are looked into.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::images::UBUNTU;
 
@@ -73,6 +73,21 @@ pub(crate) fn pod(name: &str, template: &str) -> Value {
 pub(crate) fn pod_of(name: &str, claim: &str) -> Value {
     let claim = json!({ "name": "gpu", "resourceClaimName": claim });
     with_claims(name, json!([claim]), json!([waiting("main", json!([{ "name": "gpu" }]))]))
+}
+
+/// A pod with one container, `main`, that waits and has these extended resources.
+pub(crate) fn extended(name: &str, resources: &[(&str, u32)]) -> Value {
+    let limits: Map<String, Value> =
+        resources.iter().map(|(name, count)| ((*name).to_owned(), json!(count))).collect();
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+        "spec": {
+            "restartPolicy": "Never", "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "main", "image": UBUNTU, "command": WAIT, "resources": { "limits": limits },
+            }],
+        },
+    })
 }
 
 /// A pod with these claims and containers.

@@ -102,10 +102,15 @@ fn nothing_is_left(cluster: &Cluster) -> anyhow::Result<()> {
     })
 }
 
+/// The CDI file of what the device plugin gives out.
+const PLUGIN_FILE: &str = "k8s.device-plugin.nvidia.com-gpu.json";
+
 /// Records, CDI files and instances of a node.
 fn remains(node: &Node) -> anyhow::Result<Vec<String>> {
     let mut remains = Vec::new();
-    for dir in ["kubelet/plugins/gpu.nvidia.com/claims", "cdi"] {
+    let records =
+        ["claims", "containers"].map(|kind| format!("kubelet/plugins/gpu.nvidia.com/{kind}"));
+    for dir in [&records[0], &records[1], "cdi"] {
         let dir = node.file(dir);
         let entries =
             fs::read_dir(&dir).with_context(|| format!("cannot read `{}`", dir.display()))?;
@@ -113,6 +118,8 @@ fn remains(node: &Node) -> anyhow::Result<Vec<String>> {
             remains.push(entry?.path().display().to_string());
         }
     }
+    // The device plugin's file is there for as long as the agent is.
+    remains.retain(|file| !file.ends_with(PLUGIN_FILE));
     for gpu in node.machine.snapshot()?.gpus {
         remains.extend(gpu.instances.iter().map(|instance| format!("{} {instance:?}", gpu.uuid)));
     }
