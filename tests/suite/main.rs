@@ -17,6 +17,7 @@ mod labels;
 mod layers;
 mod machine;
 mod named;
+mod plugin;
 mod publishing;
 mod random;
 mod reload;

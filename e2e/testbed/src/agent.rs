@@ -35,6 +35,10 @@ pub struct AgentOptions {
     pub registrar_dir: PathBuf,
     /// The kubelet's `plugins`.
     pub plugins_dir: PathBuf,
+    /// The kubelet's `device-plugins`.
+    pub device_plugins_dir: PathBuf,
+    /// Where the kubelet says which containers have which devices.
+    pub pod_resources_socket: PathBuf,
     /// Where CDI files go.
     pub cdi_root: PathBuf,
     /// `libnvidia-ml.so.1`.
@@ -84,6 +88,8 @@ impl AgentOptions {
             ("--kubeconfig", self.kubeconfig.clone().into()),
             ("--kubelet-registrar-directory-path", self.registrar_dir.clone().into()),
             ("--kubelet-plugins-directory-path", self.plugins_dir.clone().into()),
+            ("--kubelet-device-plugins-directory-path", self.device_plugins_dir.clone().into()),
+            ("--kubelet-pod-resources-socket", self.pod_resources_socket.clone().into()),
             ("--cdi-root", self.cdi_root.clone().into()),
             ("--nvml-library", self.nvml_library.clone().into()),
             ("--driver-root", self.driver_root.clone().into()),
@@ -289,6 +295,8 @@ mod tests {
             kubeconfig: "/k".into(),
             registrar_dir: "/r".into(),
             plugins_dir: "/p".into(),
+            device_plugins_dir: "/e".into(),
+            pod_resources_socket: "/s".into(),
             cdi_root: "/c".into(),
             nvml_library: "/n".into(),
             driver_root: "/d".into(),
@@ -328,7 +336,8 @@ mod tests {
         .unwrap();
         let ended = agent.while_running(std::future::pending::<()>()).await.unwrap_err();
         let expected = "the agent ended with exit status: 3:\nnone node --node-name node-a --kubeconfig /k \
-            --kubelet-registrar-directory-path /r --kubelet-plugins-directory-path /p --cdi-root /c --nvml-library /n \
+            --kubelet-registrar-directory-path /r --kubelet-plugins-directory-path /p \
+            --kubelet-device-plugins-directory-path /e --kubelet-pod-resources-socket /s --cdi-root /c --nvml-library /n \
             --driver-root /d --proc-root /proc --sys-root /sys --dev-root /v --host-root /o --pod-uid uid \
             --healthcheck-port 1 --http-endpoint 127.0.0.1:2 --nvidia-driver-root /h --more\nbad\n";
         assert_eq!(ended.to_string(), expected);

@@ -125,6 +125,8 @@ impl Testbed {
             kubeconfig: self.dir.path().join("kubeconfig"),
             registrar_dir: root.join("plugins_registry"),
             plugins_dir: root.join("plugins"),
+            device_plugins_dir: self.device_plugins_dir(),
+            pod_resources_socket: self.pod_resources_socket(),
             cdi_root: self.cdi_root(),
             nvml_library: self.machine.library(),
             driver_root: self.machine.driver_root(),
@@ -165,6 +167,28 @@ impl Testbed {
         Ok(plugin)
     }
 
+    /// As [`Self::start_agent`], for an agent that offers extended resources; returns when the kubelet knows the
+    /// devices of this one.
+    ///
+    /// # Errors
+    /// When it cannot be started, or ends before that.
+    pub async fn start_plugin_agent(&mut self, pod_uid: &str, name: &str) -> anyhow::Result<()> {
+        self.agent = None;
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let options = AgentOptions {
+            healthcheck_port: 0,
+            http_endpoint: anywhere,
+            ..self.agent_options(pod_uid)?
+        };
+        let agent = Agent::spawn(&options)?;
+        let known = self.kubelet.wait_for(|state| {
+            state.resources.get(name).is_some_and(|resource| resource.allocatable() > 0)
+        });
+        agent.while_running(known).await?;
+        self.agent = Some(agent);
+        Ok(())
+    }
+
     /// Waits until a whole pool of this node is published, and returns its slices.
     pub async fn published(&self) -> Vec<ResourceSlice> {
         self.api.wait_until(|_| whole(&self.slices())).await;
@@ -188,8 +212,12 @@ impl Testbed {
         let files = |dir: PathBuf, what: &str| -> anyhow::Result<Vec<String>> {
             Ok(entries(&dir)?.iter().map(|path| format!("{what} `{}`", path.display())).collect())
         };
-        left.extend(files(self.state_dir().join("claims"), "record")?);
+        for records in ["claims", "containers"] {
+            left.extend(files(self.state_dir().join(records), "record")?);
+        }
         left.extend(files(self.cdi_root(), "CDI file")?);
+        // The device plugin's file is there for as long as the agent is.
+        left.retain(|file| !file.contains(kerf::model::cdi::PLUGIN_FILE));
         for dir in [self.kubelet_root().join("plugins_registry"), self.state_dir()] {
             let dead = entries(&dir)?.into_iter().filter(|path| dead_socket(path));
             left.extend(dead.map(|path| format!("dead socket `{}`", path.display())));

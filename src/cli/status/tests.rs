@@ -66,6 +66,8 @@ fn serving() -> Status {
         not_served: vec![NotServed { index: 3, uuid: None, reason: "GPU is lost".to_owned() }],
         warnings: Vec::new(),
         claims: ClaimStatus::of(&records(), BOOT),
+        resources: Vec::new(),
+        containers: Vec::new(),
     }
 }
 
@@ -108,9 +110,8 @@ fn an_agent_that_does_not_serve_says_why() {
 
 #[test]
 fn without_an_agent_the_records_speak() {
-    let claims = ClaimStatus::of(&records(), BOOT);
     let error = "no agent answers on `/s/agent.sock`: No such file or directory (os error 2)";
-    assert_snapshot!(rendered(&Status::of_records(claims, error.to_owned())));
+    assert_snapshot!(rendered(&Status::of_records(&records(), BOOT, error.to_owned())));
 }
 
 /// A state directory with an agent's socket, where each of `answers` is given to one caller.

@@ -8,10 +8,11 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use k8s_openapi::jiff::Timestamp;
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -62,14 +63,15 @@ struct Streams {
 /// A task that ends when it is dropped.
 struct Door {
     task: JoinHandle<()>,
-    socket: PathBuf,
+    /// The socket that it serves at the moment.
+    socket: Arc<Mutex<PathBuf>>,
 }
 
 impl Drop for Door {
     fn drop(&mut self) {
         self.task.abort();
         // Gone already where the kubelet cleared its directory.
-        _ = std::fs::remove_file(&self.socket);
+        _ = std::fs::remove_file(&*self.socket.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -108,28 +110,28 @@ fn open(
     changes: &watch::Receiver<u64>,
     states: &watch::Sender<Resources>,
 ) -> Door {
-    let socket = socket_path(settings, resource);
+    let socket = Arc::new(Mutex::new(PathBuf::new()));
     let door = Resource {
         driver: driver.clone(),
         name: resource.to_owned(),
         kubelet: Kubelet::new(&settings.dir),
-        socket: socket.clone(),
+        settings: settings.clone(),
+        socket: PathBuf::new(),
+        bound: socket.clone(),
         changes: changes.clone(),
         states: states.clone(),
     };
     Door { task: tokio::spawn(door.live()), socket }
 }
 
-/// As for registration, an `@` after which no `%` follows: kubelets before 1.26 may send the encoded path as
-/// `:authority`.
+/// A name that no socket has had: a kubelet of 1.37 that has not noticed the end of a stream takes no second one
+/// from the same socket, and those before take the end of the one for the end of the other. With an `@` after
+/// which no `%` follows, as for registration: kubelets before 1.26 may send the encoded path as `:authority`.
 fn socket_path(settings: &Settings, resource: &str) -> PathBuf {
     let name = resource.rsplit('/').next().unwrap_or(resource);
-    let named = |uid: &str| settings.dir.join(format!("nvidia-{name}-{uid}@.sock"));
-    let path = named(&settings.pod_uid);
-    match path.as_os_str().len() > socket::LONGEST {
-        true => named(settings.pod_uid.get(..8).unwrap_or(&settings.pod_uid)),
-        false => path,
-    }
+    let uid = settings.pod_uid.get(..8).unwrap_or(&settings.pod_uid);
+    let now = Timestamp::now().as_microsecond();
+    settings.dir.join(format!("nvidia-{name}-{uid}-{now:x}@.sock"))
 }
 
 /// One resource's door.
@@ -137,7 +139,10 @@ struct Resource {
     driver: Arc<Driver>,
     name: String,
     kubelet: Kubelet,
+    settings: Settings,
     socket: PathBuf,
+    /// The same, for whoever ends this.
+    bound: Arc<Mutex<PathBuf>>,
     changes: watch::Receiver<u64>,
     states: watch::Sender<Resources>,
 }
@@ -158,6 +163,8 @@ impl Resource {
 
     /// Serves on a socket until that is taken away.
     async fn serve(&mut self) -> Result<(), io::Error> {
+        self.socket = socket_path(&self.settings, &self.name);
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.socket);
         let listener = socket::bind(&self.socket).map_err(io::Error::other)?;
         let streams = watch::Sender::<Streams>::default();
         let told = streams.subscribe();

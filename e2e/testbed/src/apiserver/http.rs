@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -136,6 +137,9 @@ impl Call<'_> {
         if self.method == Method::GET
             && let Some(document) = discovery::document(self.state.release, path)
         {
+            if path.starts_with("/apis/resource.k8s.io") && !self.state.dra.load(Ordering::SeqCst) {
+                return Err(Refusal::no_such_path());
+            }
             return Ok(respond(200, document.to_string()));
         }
         let place = Place::of(path).ok_or_else(Refusal::no_such_path)?;

@@ -25,6 +25,7 @@ mod watch;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -99,6 +100,8 @@ impl Drop for Running {
 
 struct State {
     release: Release,
+    /// Whether claims and slices are served.
+    dra: AtomicBool,
     store: Mutex<Store>,
     /// The newest revision, and how often watches were closed: what watches wait for.
     news: tokio::sync::watch::Sender<(u64, u64)>,
@@ -147,6 +150,7 @@ impl ApiServer {
         let news = tokio::sync::watch::Sender::new((store.revision(), 0));
         let state = Arc::new(State {
             release,
+            dra: AtomicBool::new(release >= (1, 34)),
             store: Mutex::new(store),
             news,
             requests: Mutex::default(),
@@ -163,6 +167,11 @@ impl ApiServer {
         runtime.spawn(http::serve(listener, state.clone()));
         let running = Arc::new(Running { address, runtime: Some(runtime) });
         Ok(Self { state, running })
+    }
+
+    /// Serves claims and slices from now on, as a server does that was upgraded.
+    pub fn serve_dra(&self) {
+        self.state.dra.store(true, Ordering::SeqCst);
     }
 
     /// `http://127.0.0.1:<port>`.
