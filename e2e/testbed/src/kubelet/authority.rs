@@ -1,6 +1,6 @@
-//! A connection as the kubelet opens it to a registration socket: `:authority` is the percent-encoded
-//! path of the socket, which no HTTP/2 client in Rust agrees to send. tonic therefore speaks to a
-//! pipe, and the header is replaced on its way to the socket.
+//! A connection as the kubelet opens it to a plugin's socket: `:authority` may be the path of the
+//! socket, which no HTTP/2 client in Rust agrees to send. tonic therefore speaks to a pipe, and the
+//! header is replaced on its way to the socket.
 
 use std::io;
 use std::path::Path;
@@ -19,6 +19,28 @@ const LOCALHOST: [u8; 8] = [0x41, 0x86, 0xa0, 0xe4, 0x1d, 0x13, 0x9d, 0x09];
 const PREFACE: usize = 24;
 const FRAME_HEADER: usize = 9;
 const HEADERS: u8 = 1;
+
+/// What the kubelet sends to a device plugin as `:authority`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Authority {
+    /// `localhost`: from 1.26 on.
+    Localhost,
+    /// The path of the socket as it is: before that.
+    Path,
+    /// The path percent-encoded, as newer grpc-go does with a path that it dials.
+    EncodedPath,
+}
+
+impl Authority {
+    /// The header for a socket.
+    pub(super) fn of(self, socket: &Path) -> String {
+        match self {
+            Self::Localhost => "localhost".into(),
+            Self::Path => socket.display().to_string(),
+            Self::EncodedPath => encode(socket),
+        }
+    }
+}
 
 /// A gRPC channel over `stream` whose requests carry `authority`, whatever it holds.
 /// The connection ends when the channel and the task are dropped.

@@ -1,16 +1,19 @@
 //! Stands in for the kubelet: finds plugins by their registration sockets, calls them, checks their
 //! answers, reads their health, and wipes ResourceSlices, with the deadlines, refusals and races of
-//! the real one. What it does comes from the kubelet of Kubernetes 1.32 to 1.37.
+//! the real one. What it does comes from the kubelet of Kubernetes 1.32 to 1.37, and for device
+//! plugins of 1.20 to 1.37.
 //!
 //! Nothing of it is timed by the test: [`Kubelet::wait_for`] waits for a [`State`].
 
 mod authority;
 mod calls;
 mod claims;
+mod devices;
 mod health;
 mod link;
 mod probe;
 mod registration;
+mod serve;
 mod sockets;
 mod state;
 mod task;
@@ -31,13 +34,19 @@ use futures::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
+pub use authority::Authority;
 pub use calls::{Call, Results};
+pub use devices::state::{
+    AdmissionError, Allocation, Container, ContainerAllocateResponse, DeviceSpec, Granted, Mount,
+    PluginDevice, Pod, PodRef, Resource, RunOptions,
+};
 pub use probe::{ServingStatus, probe};
 pub use state::{
     Device, DeviceHealth, DeviceKey, DraService, Health, HealthService, HeldClaim, Plugin, State,
     Wipe,
 };
 
+use devices::Devices;
 use link::Link;
 use sockets::{Change, Sockets};
 use task::Task;
@@ -48,7 +57,8 @@ pub type Wiper = Arc<dyn Fn(Wipe) -> BoxFuture<'static, ()> + Send + Sync>;
 /// How this kubelet differs from one of Kubernetes 1.37 with its defaults.
 #[derive(Clone)]
 pub struct Options {
-    /// Minor release of Kubernetes, from 32 on: which services are known, how health is asked for.
+    /// Minor release of Kubernetes, from 20 on: which services are known, how health is asked for,
+    /// how device plugins are called. DRA is there from 32 on.
     pub release: u32,
     /// Whether `v1.DRAPlugin` is unknown, whatever the release.
     pub only_v1beta1: bool,
@@ -66,6 +76,14 @@ pub struct Options {
     pub wipe_after: Duration,
     /// What wipes; without it, wipes are only recorded in the state.
     pub wipe: Option<Wiper>,
+    /// Whether device plugins can register from the start on.
+    pub device_plugins: bool,
+    /// What device plugins are called with, if not what the release does.
+    pub plugin_authority: Option<Authority>,
+    /// How long a device plugin that registers may take to be connected to.
+    pub plugin_dial: Duration,
+    /// Deadline of PreStartContainer; Allocate has none.
+    pub pre_start: Duration,
 }
 
 impl Default for Options {
@@ -80,7 +98,18 @@ impl Default for Options {
             health_retry: Duration::from_secs(5),
             wipe_after: Duration::from_secs(30),
             wipe: None,
+            device_plugins: true,
+            plugin_authority: None,
+            plugin_dial: Duration::from_secs(10),
+            pre_start: Duration::from_secs(30),
         }
+    }
+}
+
+impl Options {
+    fn plugin_authority(&self) -> Authority {
+        let usual = if self.release < 26 { Authority::Path } else { Authority::Localhost };
+        self.plugin_authority.unwrap_or(usual)
     }
 }
 
@@ -95,6 +124,7 @@ impl fmt::Debug for Options {
 pub struct Kubelet {
     shared: Arc<Shared>,
     session: tokio::sync::Mutex<Option<Session>>,
+    devices: Mutex<Option<Arc<Devices>>>,
 }
 
 /// What the tasks of a kubelet share.
@@ -102,9 +132,18 @@ pub struct Kubelet {
 struct Shared {
     options: Options,
     registry: PathBuf,
+    device_plugins: PathBuf,
+    faults: Mutex<Faults>,
     state: watch::Sender<State>,
     links: Mutex<BTreeMap<u64, watch::Receiver<Link>>>,
     ids: AtomicU64,
+}
+
+/// What goes wrong because a test wants it so.
+#[derive(Debug, Default)]
+struct Faults {
+    /// Why device plugins are refused.
+    registration: Option<String>,
 }
 
 /// One run of the kubelet, from its start to its stop.
@@ -119,7 +158,7 @@ impl Kubelet {
     /// As with the real one, the slices of the node are wiped first.
     ///
     /// # Errors
-    /// When the folders cannot be made or watched.
+    /// When the folders and sockets cannot be made or watched.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -132,17 +171,21 @@ impl Kubelet {
         let shared = Arc::new(Shared {
             options,
             registry,
+            device_plugins: root.join("device-plugins"),
+            faults: Mutex::default(),
             state: watch::Sender::new(State::default()),
             links: Mutex::default(),
             ids: AtomicU64::new(0),
         });
-        let session = Session::start(&shared)?;
-        Ok(Self { shared, session: tokio::sync::Mutex::new(Some(session)) })
+        let (session, devices) = Session::start(&shared)?;
+        let session = tokio::sync::Mutex::new(Some(session));
+        Ok(Self { shared, session, devices: Mutex::new(Some(devices)) })
     }
 
-    /// Stops it: all connections are closed, all plugins forgotten, calls under way fail. Claims of
-    /// pods stay in its state file.
+    /// Stops it: all connections are closed, all plugins forgotten, calls under way fail. Claims and
+    /// devices of pods stay in its state files, its sockets as dead files.
     pub async fn stop(&self) {
+        *self.current() = None;
         if let Some(session) = self.session.lock().await.take() {
             session.stop().await;
         }
@@ -156,10 +199,12 @@ impl Kubelet {
     /// Stops it and starts it again: wipes the slices of the node, finds plugins in random order.
     ///
     /// # Errors
-    /// When `plugins_registry/` cannot be watched.
+    /// When a folder or socket cannot be made or watched.
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.stop().await;
-        *self.session.lock().await = Some(Session::start(&self.shared)?);
+        let (session, devices) = Session::start(&self.shared)?;
+        *self.session.lock().await = Some(session);
+        *self.current() = Some(devices);
         Ok(())
     }
 
@@ -199,11 +244,24 @@ impl Kubelet {
             None => unreachable!("it was just found"),
         }
     }
+
+    /// This run, unless it is stopped.
+    fn devices(&self) -> Option<Arc<Devices>> {
+        self.current().clone()
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Devices>>> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Shared {
     fn links(&self) -> MutexGuard<'_, BTreeMap<u64, watch::Receiver<Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn next_id(&self) -> u64 {
@@ -212,15 +270,20 @@ impl Shared {
 }
 
 impl Session {
-    fn start(shared: &Arc<Shared>) -> anyhow::Result<Self> {
+    fn start(shared: &Arc<Shared>) -> anyhow::Result<(Self, Arc<Devices>)> {
         let watched = Sockets::watch(&shared.registry);
         let (sockets, mut found) =
             watched.with_context(|| format!("cannot watch `{}`", shared.registry.display()))?;
         let random = RandomState::new();
         found.sort_by_cached_key(|socket| random.hash_one(socket));
+        let devices = Devices::start(shared).context("cannot serve device plugins")?;
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(run(shared.clone(), sockets, found, stopped));
-        Ok(Self { stop, task })
+        let (shared, run_devices) = (shared.clone(), devices.clone());
+        let task = tokio::spawn(async move {
+            run(shared, sockets, found, stopped).await;
+            run_devices.stop().await;
+        });
+        Ok((Self { stop, task }, devices))
     }
 
     async fn stop(self) {

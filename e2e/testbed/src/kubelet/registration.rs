@@ -75,7 +75,7 @@ async fn register(shared: &Arc<Shared>, socket: &Path) -> Result<Entry, String> 
 }
 
 /// The kubelet blocks until the connection is there: a socket is bound before it is listened on.
-async fn dial(socket: &Path) -> UnixStream {
+pub(super) async fn dial(socket: &Path) -> UnixStream {
     loop {
         match UnixStream::connect(socket).await {
             Ok(stream) => return stream,
@@ -143,7 +143,7 @@ fn dra_service(shared: &Shared, versions: &[String]) -> Result<DraService, Strin
         "v1.DRAPlugin" if shared.options.release >= 34 && !shared.options.only_v1beta1 => {
             Some(DraService::V1)
         }
-        "v1beta1.DRAPlugin" => Some(DraService::V1beta1),
+        "v1beta1.DRAPlugin" if shared.options.release >= 32 => Some(DraService::V1beta1),
         _ => None,
     };
     versions

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use kerf::model::claim::ClaimRef;
 pub use kerf::proto::dra_v1::Device;
 
+use super::devices::state::{Pod, Resource};
+
 /// Everything at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     /// In the order of their registration.
     pub plugins: Vec<Plugin>,
-    /// Why the last attempt to register a socket failed, by socket.
+    /// Why the last attempt to register a socket failed, by socket; device plugins' sockets too.
     pub refused: BTreeMap<PathBuf, String>,
     /// What pods hold, by `namespace/name` of the claim.
     pub claims: BTreeMap<String, HeldClaim>,
@@ -26,6 +28,14 @@ pub struct State {
     pub connections: u64,
     /// ResourceSlices removed, oldest first.
     pub wipes: Vec<Wipe>,
+    /// What device plugins offer, by resource name.
+    pub resources: BTreeMap<String, Resource>,
+    /// Pods that were admitted and have not ended, by UID.
+    pub pods: BTreeMap<String, Pod>,
+    /// Registrations of device plugins that were accepted, since this stand-in was made.
+    pub plugin_registrations: u64,
+    /// Streams of device plugins that are open now, those that count no more included.
+    pub plugin_streams: usize,
 }
 
 /// A registered plugin: one instance of a driver.

@@ -107,23 +107,7 @@ impl Script {
     }
 
     fn serve(&self, socket: &Path, routes: Routes, name: &'static str) -> Serving {
-        // As a driver does after a crash.
-        let _stale = std::fs::remove_file(socket);
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let _inside = runtime.enter();
-        let listener = UnixListener::bind(socket).unwrap();
-        let (accepts, script) = (self.clone(), self.clone());
-        let incoming = UnixListenerStream::new(listener).map(move |stream| {
-            accepts.see(format!("{name}: accept"));
-            stream
-        });
-        let authority = MapRequestLayer::new(move |request: http::Request<_>| {
-            script.see(format!("{name} authority: {}", request.uri().authority().unwrap()));
-            request
-        });
-        let server = Server::builder().layer(authority).add_routes(routes);
-        runtime.spawn(server.serve_with_incoming(incoming));
-        Serving(Some(runtime))
+        Serving::start(&self.seen, socket, routes, name)
     }
 
     pub(super) fn serve_registration(&self, socket: &Path) -> Serving {
@@ -338,6 +322,35 @@ impl HealthV1alpha1 for Script {
 
 /// A server on a runtime of its own, which ends with its connections as a process would.
 pub(super) struct Serving(Option<Runtime>);
+
+impl Serving {
+    /// Notes in `seen` who connects, and with which authority calls are made.
+    pub(super) fn start(
+        seen: &watch::Sender<Vec<String>>,
+        socket: &Path,
+        routes: Routes,
+        name: &'static str,
+    ) -> Self {
+        // As a driver does after a crash.
+        let _stale = std::fs::remove_file(socket);
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let listener = UnixListener::bind(socket).unwrap();
+        let (accepts, calls) = (seen.clone(), seen.clone());
+        let incoming = UnixListenerStream::new(listener).map(move |stream| {
+            accepts.send_modify(|seen| seen.push(format!("{name}: accept")));
+            stream
+        });
+        let authority = MapRequestLayer::new(move |request: http::Request<_>| {
+            let authority = request.uri().authority().unwrap();
+            calls.send_modify(|seen| seen.push(format!("{name} authority: {authority}")));
+            request
+        });
+        let server = Server::builder().layer(authority).add_routes(routes);
+        runtime.spawn(server.serve_with_incoming(incoming));
+        Self(Some(runtime))
+    }
+}
 
 impl Drop for Serving {
     fn drop(&mut self) {

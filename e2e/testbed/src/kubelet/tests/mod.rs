@@ -1,6 +1,8 @@
 //! The kubelet against a driver double: the cases of the real kubelet's own tests.
 
+mod devices;
 mod double;
+mod plugin;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
