@@ -11,6 +11,7 @@ mod claims;
 mod devices;
 mod health;
 mod link;
+mod pod_resources;
 mod probe;
 mod registration;
 mod serve;
@@ -84,6 +85,8 @@ pub struct Options {
     pub plugin_dial: Duration,
     /// Deadline of PreStartContainer; Allocate has none.
     pub pre_start: Duration,
+    /// Whether podresources is served.
+    pub pod_resources: bool,
 }
 
 impl Default for Options {
@@ -102,6 +105,7 @@ impl Default for Options {
             plugin_authority: None,
             plugin_dial: Duration::from_secs(10),
             pre_start: Duration::from_secs(30),
+            pod_resources: true,
         }
     }
 }
@@ -133,6 +137,7 @@ struct Shared {
     options: Options,
     registry: PathBuf,
     device_plugins: PathBuf,
+    pod_resources: PathBuf,
     faults: Mutex<Faults>,
     state: watch::Sender<State>,
     links: Mutex<BTreeMap<u64, watch::Receiver<Link>>>,
@@ -144,6 +149,8 @@ struct Shared {
 struct Faults {
     /// Why device plugins are refused.
     registration: Option<String>,
+    /// Why calls to podresources fail.
+    pod_resources: Option<String>,
 }
 
 /// One run of the kubelet, from its start to its stop.
@@ -172,6 +179,7 @@ impl Kubelet {
             options,
             registry,
             device_plugins: root.join("device-plugins"),
+            pod_resources: root.join("pod-resources/kubelet.sock"),
             faults: Mutex::default(),
             state: watch::Sender::new(State::default()),
             links: Mutex::default(),
@@ -277,11 +285,15 @@ impl Session {
         let random = RandomState::new();
         found.sort_by_cached_key(|socket| random.hash_one(socket));
         let devices = Devices::start(shared).context("cannot serve device plugins")?;
+        let pod_resources = pod_resources::start(shared).context("cannot serve podresources")?;
         let (stop, stopped) = oneshot::channel();
         let (shared, run_devices) = (shared.clone(), devices.clone());
         let task = tokio::spawn(async move {
             run(shared, sockets, found, stopped).await;
             run_devices.stop().await;
+            if let Some(server) = pod_resources {
+                server.end().await;
+            }
         });
         Ok((Self { stop, task }, devices))
     }

@@ -3,6 +3,7 @@
 mod devices;
 mod double;
 mod plugin;
+mod pod_resources;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
