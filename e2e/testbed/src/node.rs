@@ -88,6 +88,16 @@ impl Testbed {
         self.dir.path().join("k")
     }
 
+    /// The kubelet's directory for sockets of device plugins.
+    pub fn device_plugins_dir(&self) -> PathBuf {
+        self.kubelet.device_plugins_dir().to_path_buf()
+    }
+
+    /// The kubelet's podresources socket.
+    pub fn pod_resources_socket(&self) -> PathBuf {
+        self.kubelet.pod_resources_socket().to_path_buf()
+    }
+
     /// The agent's directory of records, locks and sockets.
     pub fn state_dir(&self) -> PathBuf {
         self.kubelet_root().join("plugins").join(DRIVER)
