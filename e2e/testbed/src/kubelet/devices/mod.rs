@@ -68,17 +68,23 @@ impl Devices {
         if let Some(server) = server {
             server.end().await;
         }
-        self.change(|book, state| {
-            *book = Book::new(0);
-            state.plugin_streams = 0;
-            for resource in state.resources.values_mut() {
-                resource.mark_unhealthy();
-            }
-        });
-        *self.book() = None;
+        self.forget();
         let mut tasks =
             std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.shutdown().await;
+    }
+
+    fn forget(&self) {
+        let mut book = self.book();
+        *book = None;
+        self.shared.state.send_modify(|state| {
+            state.plugin_streams = 0;
+            for resource in state.resources.values_mut() {
+                resource.endpoint = None;
+                resource.connected = false;
+                resource.mark_unhealthy();
+            }
+        });
     }
 
     /// Changes book and state as one, and shows in the state where calls go.
