@@ -14,3 +14,4 @@ pub mod pool;
 pub mod record;
 pub mod status;
 pub mod takeover;
+pub mod topology;
