@@ -2,3 +2,4 @@
 //! container is given.
 
 pub mod config;
+pub mod prefer;
