@@ -131,22 +131,6 @@ export! {
             give(rates, nvmlUtilization_t { gpu: busy, memory: busy / 2 })
         })
     };
-    fn nvmlDeviceGetNvLinkState(device: Opaque, link: c_uint, active: Out<'_, c_uint>) = |name| {
-        on_gpu(name, device.handle(), |gpu| {
-            linked(&gpu.gpu.facts, link)?;
-            give(active, 1)
-        })
-    };
-    fn nvmlDeviceGetNvLinkRemotePciInfo(
-        device: Opaque, link: c_uint, info: Out<'_, nvmlPciInfo_t>,
-    ) = |name| {
-        on_gpu(name, device.handle(), |gpu| give(info, switch_at(&gpu.gpu.facts, link)?))
-    };
-    fn nvmlDeviceGetNvLinkRemotePciInfo_v2(
-        device: Opaque, link: c_uint, info: Out<'_, nvmlPciInfo_t>,
-    ) = |name| {
-        on_gpu(name, device.handle(), |gpu| give(info, switch_at(&gpu.gpu.facts, link)?))
-    };
     fn nvmlDeviceGetAttributes(device: Opaque, attributes: Out<'_, nvmlDeviceAttributes_t>) = |name| {
         on_device(name, device.handle(), |device| give(attributes, device.attributes()?))
     };
@@ -166,25 +150,11 @@ fn switch(mode: c_uint) -> Result<bool, Code> {
     }
 }
 
-/// A link that is there: all of them lead to switches, which take turns.
-fn linked(facts: &Facts, link: c_uint) -> Result<(), Code> {
-    match facts.spec.nvlinks {
-        0 => Err(Code::NOT_SUPPORTED),
-        links if link < links => Ok(()),
-        _ => Err(Code::INVALID_ARGUMENT),
-    }
-}
-
-fn switch_at(facts: &Facts, link: c_uint) -> Result<nvmlPciInfo_t, Code> {
-    linked(facts, link)?;
-    Ok(pci_info(0xf0 + link % 4, 0x22a3, 0))
-}
-
-fn pci(facts: &Facts) -> nvmlPciInfo_t {
+pub(super) fn pci(facts: &Facts) -> nvmlPciInfo_t {
     pci_info(facts.bus, facts.spec.pci_device, 0x16c1_10de)
 }
 
-fn pci_info(bus: u32, device: u32, subsystem: u32) -> nvmlPciInfo_t {
+pub(super) fn pci_info(bus: u32, device: u32, subsystem: u32) -> nvmlPciInfo_t {
     nvmlPciInfo_t {
         busIdLegacy: field(&format!("0000:{bus:02X}:00.0")),
         domain: 0,
