@@ -63,10 +63,10 @@ impl Candidate {
 }
 
 /// The `size` devices that a container had best get, `must_include` among them, in the order of
-/// `available`, which also decides where nothing else does.
+/// `available`. That order decides where nothing else does; the kubelet's own lists have none.
 ///
 /// - Whole GPUs: those nearest to each other; of equally near ones those that the GPUs which remain miss
-///   least, then those on one NUMA node. Exact for up to 16 free GPUs; see [`nearest`].
+///   least, then those on one NUMA node. Exact for up to 16 free GPUs, and a good choice among more.
 /// - MIG devices: on as few GPUs as possible, and those first that have the fewest free ones.
 /// - Shares: by `policy`. Distributed, of as many devices as possible, the one with the fewest shares
 ///   taken first; packed, of as few as possible, the one with the most first.
