@@ -45,13 +45,10 @@ pub async fn features(cluster: &Cluster, settings: &PublishSettings) -> Result<F
 
 /// Whether the API server has claims and slices (`resource.k8s.io/v1`, from Kubernetes 1.34 on).
 pub async fn serves_dra(cluster: &Cluster) -> Result<bool, Error> {
-    let what = || "look for resource.k8s.io/v1".to_owned();
-    let listed = cluster.client.list_api_group_resources("resource.k8s.io/v1");
-    match answer(what, listed).await {
-        Ok(listed) => Ok(listed.resources.iter().any(|kind| kind.name == "resourceslices")),
-        Err(Error::NotFound { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
+    let what = || "list the API's groups".to_owned();
+    let listed = answer(what, cluster.client.list_api_groups()).await?;
+    let group = listed.groups.iter().find(|group| group.name == "resource.k8s.io");
+    Ok(group.is_some_and(|group| group.versions.iter().any(|served| served.version == "v1")))
 }
 
 fn filled<T>(list: Option<&Vec<T>>) -> bool {

@@ -1,7 +1,7 @@
 //! The loaded NVML and what it last said: loading, reading, and noticing that it is gone.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock, Weak},
     time::Duration,
@@ -18,6 +18,7 @@ use crate::{
     model::{
         cdi::HostFiles,
         gpu::{DriverVersions, Gpu, GpuInstance, GpuUuid, Inventory, Mig, Unreadable},
+        topology::{Links, Surroundings},
     },
     node::{
         host::{self, Host},
@@ -52,10 +53,19 @@ pub struct Machine {
     files: RwLock<Option<Arc<HostFiles>>>,
     numbers: RwLock<BTreeMap<GpuUuid, u32>>,
     state: watch::Sender<Library>,
+    joined: RwLock<Joined>,
     /// How often what is known of a GPU was changed by who had its lock.
     changes: Mutex<BTreeMap<GpuUuid, u64>>,
     suspicion: Notify,
     pub(super) locks: Locks,
+}
+
+/// What joins the GPUs. It takes hundreds of calls to read, so it is only read when it may have changed.
+#[derive(Debug, Default)]
+struct Joined {
+    /// The GPUs that were asked, and whether in MIG mode, in which some have no NVLinks.
+    asked: BTreeSet<(GpuUuid, bool)>,
+    links: Arc<Links>,
 }
 
 /// One GPU's answer to a reading.
@@ -79,6 +89,7 @@ impl Machine {
             files: RwLock::default(),
             numbers: RwLock::default(),
             state: watch::Sender::new(Library::Missing("not looked for yet".to_owned())),
+            joined: RwLock::default(),
             changes: Mutex::default(),
             suspicion: Notify::new(),
             locks: Locks::default(),
@@ -101,6 +112,11 @@ impl Machine {
             Library::Loaded(inventory) => inventory.clone(),
             Library::Missing(_) => Arc::default(),
         }
+    }
+
+    /// What joins the GPUs, as far as they were read.
+    pub fn links(&self) -> Arc<Links> {
+        self.joined.read().unwrap_or_else(PoisonError::into_inner).links.clone()
     }
 
     /// Takes up the numbers that an earlier agent gave in this boot.
@@ -187,13 +203,12 @@ impl Machine {
         let machine = self.clone();
         let seen = self.changes();
         let loaded = spawn_blocking(move || machine.load()).await;
-        let outcome = match loaded {
-            Ok(Ok((nvml, versions, count))) => Ok(self.read_all(&nvml, versions, count).await),
-            Ok(Err(reason)) => Err(reason),
-            Err(panic) => Err(panic.to_string()),
-        };
-        match outcome {
-            Ok(inventory) => self.publish(inventory, &seen),
+        match loaded.unwrap_or_else(|panic| Err(panic.to_string())) {
+            Ok((nvml, versions, count)) => {
+                let inventory = self.read_all(&nvml, versions, count).await;
+                self.publish(inventory, &seen);
+                self.read_links(&nvml).await;
+            }
             Err(reason) => self.unload(&reason),
         }
     }
@@ -290,6 +305,48 @@ impl Machine {
         }
     }
 
+    /// Reads what joins the GPUs if there are others than were asked. One that is busy is asked next time.
+    async fn read_links(self: &Arc<Self>, nvml: &Arc<Nvml>) {
+        let inventory = self.inventory();
+        let all: BTreeSet<_> = inventory.gpus.iter().map(asked).collect();
+        if self.joined.read().unwrap_or_else(PoisonError::into_inner).asked == all {
+            return;
+        }
+        let busy = self.slower_than(Duration::ZERO);
+        let idle = |gpu: &&Gpu| busy.iter().all(|call| call.gpu != Some(gpu.index));
+        let gpus: Arc<[Gpu]> = inventory.gpus.iter().filter(idle).cloned().collect();
+        let looks: Vec<_> = (0..gpus.len())
+            .map(|at| tokio::spawn(self.clone().look_around(nvml.clone(), gpus.clone(), at)))
+            .collect();
+        let (mut answered, mut found) = (BTreeSet::new(), Vec::new());
+        for (gpu, look) in gpus.iter().zip(looks) {
+            if let Ok(Some(surroundings)) = look.await {
+                answered.insert(asked(gpu));
+                found.push(surroundings);
+            }
+        }
+        let joined = Joined { asked: answered, links: Arc::new(Links::of(&found)) };
+        *self.joined.write().unwrap_or_else(PoisonError::into_inner) = joined;
+    }
+
+    /// Asks one of these GPUs for its way to those after it, off the async threads; like a reading, one
+    /// that hangs keeps its lock.
+    async fn look_around(
+        self: Arc<Self>,
+        nvml: Arc<Nvml>,
+        gpus: Arc<[Gpu]>,
+        at: usize,
+    ) -> Option<Surroundings> {
+        let (gpu, others) = gpus[at..].split_first()?;
+        let guard = self.locks.try_lock(&gpu.uuid.0)?;
+        let (gpu, others) = (gpu.clone(), others.to_vec());
+        let task = spawn_blocking(move || {
+            let _guard: Guard = guard;
+            nvml.surroundings(&gpu, &others)
+        });
+        timeout(READING, task).await.ok()?.ok()
+    }
+
     /// The GPU that has had this index, whether or not it answers now.
     fn known(&self, index: u32) -> Option<GpuUuid> {
         let inventory = self.inventory();
@@ -364,6 +421,7 @@ impl Machine {
             *self.old.write().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&old);
         }
         *self.files.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.joined.write().unwrap_or_else(PoisonError::into_inner) = Joined::default();
         let missing = Library::Missing(reason.to_owned());
         self.state.send_if_modified(|state| {
             let same = *state == missing;
@@ -439,6 +497,11 @@ impl Machine {
             }
         });
     }
+}
+
+/// How [`Joined`] names a GPU.
+fn asked(gpu: &Gpu) -> (GpuUuid, bool) {
+    (gpu.uuid.clone(), gpu.mig.as_ref().is_some_and(|mig| mig.enabled))
 }
 
 /// There is no NVIDIA driver to ask.

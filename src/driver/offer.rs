@@ -1,7 +1,7 @@
 //! What the device plugin offers, made anew when the GPUs, the records or the configuration change.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,9 +16,13 @@ use tokio::{
 
 use super::Driver;
 use crate::model::{
+    device::Target,
     plugin::{
+        carving,
         config::{Config, IdStrategy},
-        offer::{self, Offer, OfferInput},
+        id::DeviceId,
+        offer::{self, Offer, OfferInput, Offered},
+        prefer::{self, Candidate, Part},
     },
     record::Held,
 };
@@ -150,21 +154,43 @@ impl Driver {
         }
     }
 
-    /// Those of `available` that a container that needs `size` should get, `must` among them; fewer where fewer are
-    /// free.
+    /// The `size` devices of `available` that a container had best get, `must_include` among them. Only what can
+    /// be had now; where that is too little the kubelet chooses by itself, and may be refused.
     pub fn preferred(
         &self,
         resource: &str,
         available: &[String],
-        must: &[String],
+        must_include: &[String],
         size: usize,
     ) -> Vec<String> {
         let offer = self.offer();
-        let free = |id: &&String| {
-            offer.device(resource, id).is_some_and(|device| device.unhealthy.is_none())
-        };
-        let rest = available.iter().filter(|id| !must.contains(id)).filter(free);
-        must.iter().chain(rest).take(size).cloned().collect()
+        let offered = offer.resources.get(resource).map(Vec::as_slice).unwrap_or_default();
+        let asked: BTreeSet<&String> = available.iter().collect();
+        let free: Vec<&Offered> = offered
+            .iter()
+            .filter(|device| device.unhealthy.is_none() && asked.contains(&device.id.to_string()))
+            .collect();
+        if free.iter().any(|device| device.id.is_placement()) {
+            return self.preferred_placements(&free, must_include, size);
+        }
+        let candidates: Vec<_> = free.iter().map(|device| candidate(device, offered)).collect();
+        let policy = self.plugin_config().map(|config| config.shared_policy).unwrap_or_default();
+        prefer::preferred(&candidates, must_include, size, &self.machine.links(), policy)
+    }
+
+    fn preferred_placements(
+        &self,
+        free: &[&Offered],
+        must_include: &[String],
+        size: usize,
+    ) -> Vec<String> {
+        let records = self.ledger.all();
+        let held: Vec<Held<'_>> = records.iter().flat_map(|record| record.held()).collect();
+        let free: Vec<_> = free.iter().map(|device| device.id.clone()).collect();
+        let must: Vec<_> = must_include.iter().filter_map(|id| DeviceId::parse(id)).collect();
+        let inventory = self.machine.inventory();
+        let chosen = carving::best_fit(&inventory, &held, &free, &must, size);
+        chosen.iter().map(DeviceId::to_string).collect()
     }
 
     pub(super) fn plugin_config(&self) -> Option<Arc<Config>> {
@@ -173,6 +199,25 @@ impl Driver {
 
     pub(super) fn id_strategy(&self) -> IdStrategy {
         self.plugin_config().map(|config| config.id_strategy).unwrap_or_default()
+    }
+}
+
+/// A device as it is chosen from, beside the others of its resource.
+fn candidate(device: &Offered, offered: &[Offered]) -> Candidate {
+    let of = device.id.device_name();
+    let part = match (&device.target, device.id.share_number()) {
+        (_, Some(_)) => {
+            let shares = offered.iter().filter(|one| one.taken && one.id.device_name() == of);
+            Part::Share { taken: u32::try_from(shares.count()).unwrap_or(u32::MAX), of }
+        }
+        (Target::Gpu { .. }, None) => Part::Whole,
+        (Target::Mig { .. }, None) => Part::Mig,
+    };
+    Candidate {
+        id: device.id.to_string(),
+        gpu: device.target.gpu().clone(),
+        numa: device.numa_node,
+        part,
     }
 }
 

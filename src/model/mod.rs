@@ -16,3 +16,4 @@ pub mod pool;
 pub mod record;
 pub mod status;
 pub mod takeover;
+pub mod topology;

@@ -1,6 +1,7 @@
 //! The agent's reading and cutting of machines: the simulated NVML, through the library that production
 //! loads.
 
+mod links;
 mod mode;
 mod reading;
 

@@ -12,6 +12,7 @@ mod mig;
 mod processes;
 mod stubs;
 mod system;
+mod topology;
 mod wire;
 
 pub(crate) use events::EventSet;

@@ -225,6 +225,14 @@ impl Session {
     }
 }
 
+impl Present<'_> {
+    /// Another GPU that the same call is about, if it answers.
+    pub(crate) fn other(&self, handle: Handle) -> Result<Present<'_>, Code> {
+        let target = handle.open(self.session.number).filter(|target| target.kind == Kind::Gpu);
+        self.session.present(target.ok_or(Code::INVALID_ARGUMENT)?.gpu)
+    }
+}
+
 impl Device<'_> {
     /// The MIG device's instances; nothing for a GPU.
     pub(crate) fn compute(&self) -> Result<Option<(&Instance, &Compute)>, Code> {

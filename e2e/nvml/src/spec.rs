@@ -12,8 +12,7 @@ pub(crate) struct Spec {
     pub(crate) brand: u32,
     pub(crate) compute_capability: (i32, i32),
     pub(crate) memory_mib: u64,
-    /// Active NVLinks of a GPU on a board with NVSwitches.
-    pub(crate) nvlinks: u32,
+    pub(crate) nvlinks: NvLinks,
     /// Absent where there is no MIG.
     pub(crate) mig: Option<MigSpec>,
 }
@@ -26,6 +25,16 @@ pub(crate) enum Architecture {
     Ada = 8,
     Hopper = 9,
     Blackwell = 10,
+}
+
+/// How many NVLinks a GPU has, and where they lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NvLinks {
+    None,
+    /// Over a bridge, to the one card beside it.
+    Bridged(u32),
+    /// To the NVSwitches of the board.
+    Switched(u32),
 }
 
 /// The MIG side of a model.

@@ -81,6 +81,15 @@ pub fn slices_after(current: &[SliceContent], input: &PoolInput) -> Vec<SliceCon
     slices
 }
 
+/// The devices that can be taken now, by name: smallest first, and of one size the one whose loss leaves the
+/// most first.
+pub fn best_fit(input: &PoolInput) -> Vec<String> {
+    let ranks = order::ranks(&share::all(input), input.held);
+    let mut free: Vec<_> = ranks.into_iter().filter(|(_, rank)| rank.is_now()).collect();
+    free.sort_by(|(_, a), (_, b)| a.cmp(b));
+    free.into_iter().map(|(name, _)| name).collect()
+}
+
 /// Whether the order of a slice costs something: for some size, the device that the scheduler would
 /// take next is not a best one.
 pub fn needs_reorder(current: &[SliceContent], input: &PoolInput) -> bool {

@@ -58,6 +58,13 @@ pub(super) struct Rank {
     start: u32,
 }
 
+impl Rank {
+    /// Whether the device can be taken.
+    pub(super) fn is_now(&self) -> bool {
+        matches!(self.turn, Turn::Now { .. })
+    }
+}
+
 /// When a device should be taken, among those of its size.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Turn {

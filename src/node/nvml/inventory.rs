@@ -176,7 +176,7 @@ fn computed_name(index: u32, slices: u32, bytes: u64, total: u64) -> Option<Stri
 }
 
 /// NVML's `00000000:1B:00.0` as sysfs writes it: `0000:1b:00.0`.
-fn sysfs_address(bus_id: &str) -> String {
+pub(super) fn sysfs_address(bus_id: &str) -> String {
     let address = bus_id.to_ascii_lowercase();
     match address.strip_prefix("0000") {
         Some(short) if short.find(':') == Some(4) => short.to_owned(),

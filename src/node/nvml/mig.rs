@@ -19,7 +19,7 @@ pub(super) struct ComputeProfile {
 }
 
 impl Nvml {
-    fn on<'n>(&'n self, gpu: &Gpu) -> Result<On<'n>, Error> {
+    pub(super) fn on<'n>(&'n self, gpu: &Gpu) -> Result<On<'n>, Error> {
         let known = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.get(&gpu.uuid).copied();
         let handle = match known {

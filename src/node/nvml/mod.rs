@@ -6,6 +6,7 @@
 mod calls;
 mod error;
 mod inventory;
+mod links;
 mod mig;
 mod raw;
 

@@ -366,6 +366,46 @@ impl On<'_> {
         call!(self.nvml, self.gpu(), nvmlComputeInstanceDestroy(instance.0))
     }
 
+    /// What the way over PCIe to another GPU has in common: `nvmlGpuTopologyLevel_t`.
+    pub(super) fn common_ancestor(&self, other: DeviceHandle) -> Result<u32, Error> {
+        let mut level = 0;
+        call!(
+            self.nvml,
+            self.gpu(),
+            nvmlDeviceGetTopologyCommonAncestor(self.handle.0, other.0, &raw mut level)
+        )?;
+        Ok(level)
+    }
+
+    pub(super) fn nvlink_is_up(&self, link: u32) -> Result<bool, Error> {
+        let mut active = 0;
+        let handle = self.handle.0;
+        call!(self.nvml, self.gpu(), nvmlDeviceGetNvLinkState(handle, link, &raw mut active))?;
+        Ok(active == 1)
+    }
+
+    /// Whether an NVLink leads to a GPU or to what else: `nvmlIntNvLinkDeviceType_t`.
+    pub(super) fn nvlink_leads_to(&self, link: u32) -> Result<u32, Error> {
+        let mut kind = 0;
+        call!(
+            self.nvml,
+            self.gpu(),
+            nvmlDeviceGetNvLinkRemoteDeviceType(self.handle.0, link, &raw mut kind)
+        )?;
+        Ok(kind)
+    }
+
+    /// PCI address of an NVLink's other end, in NVML's spelling.
+    pub(super) fn nvlink_end(&self, link: u32) -> Result<String, Error> {
+        let mut info: sys::nvmlPciInfo_t = zeroed!();
+        call!(
+            self.nvml,
+            self.gpu(),
+            nvmlDeviceGetNvLinkRemotePciInfo_v2(self.handle.0, link, &raw mut info)
+        )?;
+        Ok(text(&info.busId))
+    }
+
     /// Process ids that compute on the GPU.
     pub(super) fn compute_processes(&self) -> Result<Vec<u32>, Error> {
         let mut processes: [sys::nvmlProcessInfo_t; MOST] = zeroed!();

@@ -17,7 +17,7 @@ use crate::{
     code::Code,
     hardware::Facts,
     library::{Device, Present, on_device, on_gpu},
-    spec::{Architecture, Profile},
+    spec::{Architecture, NvLinks, Profile},
 };
 
 const MIB: u64 = 1 << 20;
@@ -134,22 +134,6 @@ export! {
             give(rates, nvmlUtilization_t { gpu: busy, memory: busy / 2 })
         })
     };
-    fn nvmlDeviceGetNvLinkState(device: Opaque, link: c_uint, active: Out<'_, c_uint>) = |name| {
-        on_gpu(name, device.handle(), |gpu| {
-            linked(&gpu.gpu.facts, link)?;
-            give(active, 1)
-        })
-    };
-    fn nvmlDeviceGetNvLinkRemotePciInfo(
-        device: Opaque, link: c_uint, info: Out<'_, nvmlPciInfo_t>,
-    ) = |name| {
-        on_gpu(name, device.handle(), |gpu| give(info, switch_at(&gpu.gpu.facts, link)?))
-    };
-    fn nvmlDeviceGetNvLinkRemotePciInfo_v2(
-        device: Opaque, link: c_uint, info: Out<'_, nvmlPciInfo_t>,
-    ) = |name| {
-        on_gpu(name, device.handle(), |gpu| give(info, switch_at(&gpu.gpu.facts, link)?))
-    };
     fn nvmlDeviceGetGpuFabricInfo(device: Opaque, info: Out<'_, nvmlGpuFabricInfo_t>) = |name| {
         on_gpu(name, device.handle(), |gpu| give(info, fabric(gpu)?))
     };
@@ -175,23 +159,9 @@ fn switch(mode: c_uint) -> Result<bool, Code> {
     }
 }
 
-/// A link that is there: all of them lead to switches, which take turns.
-fn linked(facts: &Facts, link: c_uint) -> Result<(), Code> {
-    match facts.spec.nvlinks {
-        0 => Err(Code::NOT_SUPPORTED),
-        links if link < links => Ok(()),
-        _ => Err(Code::INVALID_ARGUMENT),
-    }
-}
-
-fn switch_at(facts: &Facts, link: c_uint) -> Result<nvmlPciInfo_t, Code> {
-    linked(facts, link)?;
-    Ok(pci_info(0xf0 + link % 4, 0x22a3, 0))
-}
-
 /// Where the GPU is in the machine's fabric, if it joins one.
 fn fabric(gpu: &Present<'_>) -> Result<nvmlGpuFabricInfo_t, Code> {
-    let joins = linked(&gpu.gpu.facts, 0).is_ok()
+    let joins = matches!(gpu.gpu.facts.spec.nvlinks, NvLinks::Switched(_))
         && gpu.gpu.facts.spec.architecture >= Architecture::Hopper;
     let fabric = gpu.session.hardware.node.fabric.as_ref().filter(|_| joins);
     let fabric = fabric.ok_or(Code::NOT_SUPPORTED)?;
@@ -229,11 +199,11 @@ fn give_fabric(to: &Versioned, info: nvmlGpuFabricInfo_t) -> Result<(), Code> {
     )
 }
 
-fn pci(facts: &Facts) -> nvmlPciInfo_t {
+pub(super) fn pci(facts: &Facts) -> nvmlPciInfo_t {
     pci_info(facts.bus, facts.spec.pci_device, 0x16c1_10de)
 }
 
-fn pci_info(bus: u32, device: u32, subsystem: u32) -> nvmlPciInfo_t {
+pub(super) fn pci_info(bus: u32, device: u32, subsystem: u32) -> nvmlPciInfo_t {
     nvmlPciInfo_t {
         busIdLegacy: field(&format!("0000:{bus:02X}:00.0")),
         domain: 0,

@@ -1,7 +1,7 @@
 //! The tables. Where no read-out of a number has been published, the neighbours' proportions are used:
 //! B200 from three slices up, and the graphics profiles of the RTX PRO 6000.
 
-use super::{Architecture, Engines, MigSpec, Profile, Spec};
+use super::{Architecture, Engines, MigSpec, NvLinks, Profile, Spec};
 use crate::node::Model;
 
 const TESLA: u32 = 2;
@@ -67,7 +67,7 @@ static A30: Spec = Spec {
     brand: NVIDIA,
     compute_capability: (8, 0),
     memory_mib: 24576,
-    nvlinks: 4,
+    nvlinks: NvLinks::Bridged(4),
     mig: Some(MigSpec {
         slices: 4,
         memory_slices: 4,
@@ -105,7 +105,7 @@ static A100_40: Spec = Spec {
     brand: NVIDIA,
     compute_capability: (8, 0),
     memory_mib: 40960,
-    nvlinks: 12,
+    nvlinks: NvLinks::Switched(12),
     mig: Some(MigSpec {
         slices: 7,
         memory_slices: 8,
@@ -135,7 +135,7 @@ static A100_80: Spec = Spec {
     brand: NVIDIA,
     compute_capability: (8, 0),
     memory_mib: 81920,
-    nvlinks: 12,
+    nvlinks: NvLinks::Switched(12),
     mig: Some(MigSpec {
         slices: 7,
         memory_slices: 8,
@@ -170,7 +170,7 @@ static H100_80: Spec = Spec {
     brand: NVIDIA,
     compute_capability: (9, 0),
     memory_mib: 81559,
-    nvlinks: 18,
+    nvlinks: NvLinks::Switched(18),
     mig: Some(MigSpec {
         slices: 7,
         memory_slices: 8,
@@ -205,7 +205,7 @@ static H200_141: Spec = Spec {
     brand: NVIDIA,
     compute_capability: (9, 0),
     memory_mib: 143771,
-    nvlinks: 18,
+    nvlinks: NvLinks::Switched(18),
     mig: Some(MigSpec {
         slices: 7,
         memory_slices: 8,
@@ -245,7 +245,7 @@ static B200: Spec = Spec {
     brand: NVIDIA,
     compute_capability: (10, 0),
     memory_mib: 183359,
-    nvlinks: 18,
+    nvlinks: NvLinks::Switched(18),
     mig: Some(MigSpec {
         slices: 7,
         memory_slices: 8,
@@ -292,7 +292,7 @@ static RTX_PRO_6000: Spec = Spec {
     brand: NVIDIA,
     compute_capability: (12, 0),
     memory_mib: 97887,
-    nvlinks: 0,
+    nvlinks: NvLinks::None,
     mig: Some(MigSpec {
         slices: 4,
         memory_slices: 12,
@@ -361,7 +361,7 @@ static L4: Spec = Spec {
     brand: NVIDIA,
     compute_capability: (8, 9),
     memory_mib: 23034,
-    nvlinks: 0,
+    nvlinks: NvLinks::None,
     mig: None,
 };
 
@@ -372,6 +372,6 @@ static T4: Spec = Spec {
     brand: TESLA,
     compute_capability: (7, 5),
     memory_mib: 15360,
-    nvlinks: 0,
+    nvlinks: NvLinks::None,
     mig: None,
 };

@@ -8,6 +8,7 @@ mod guest;
 mod life;
 mod processes;
 mod rig;
+mod topology;
 
 use std::fs;
 

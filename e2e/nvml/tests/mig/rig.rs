@@ -381,6 +381,22 @@ impl Library {
         text!(self, nvmlSystemGetProcessName(pid))
     }
 
+    /// `nvmlGpuTopologyLevel_t`.
+    pub(crate) fn ancestor(&self, device: Handle, other: Handle) -> Answer<u32> {
+        get!(self, nvmlDeviceGetTopologyCommonAncestor(device.c(), other.c()))
+    }
+
+    pub(crate) fn link_state(&self, device: Handle, link: u32) -> Answer<u32> {
+        get!(self, nvmlDeviceGetNvLinkState(device.c(), link))
+    }
+
+    /// `nvmlIntNvLinkDeviceType_t` and the address of what a link leads to.
+    pub(crate) fn link_end(&self, device: Handle, link: u32) -> Answer<(u32, String)> {
+        let kind = get!(self, nvmlDeviceGetNvLinkRemoteDeviceType(device.c(), link))?;
+        let pci = get!(self, nvmlDeviceGetNvLinkRemotePciInfo_v2(device.c(), link))?;
+        Ok((kind, string(&pci.busId)))
+    }
+
     pub(crate) fn event_set(&self) -> Answer<Handle> {
         get!(self, nvmlEventSetCreate()).map(Handle::of)
     }

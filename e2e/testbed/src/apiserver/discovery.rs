@@ -5,8 +5,11 @@ use serde_json::{Value, json};
 use super::gates::Release;
 use super::kinds::{KINDS, Kind};
 
-/// The document at a path, if there is one.
-pub(super) fn document(release: Release, path: &str) -> Option<Value> {
+/// The group of claims and slices.
+const DRA: &str = "resource.k8s.io";
+
+/// The document at a path, if there is one. `dra` says whether claims and slices are served.
+pub(super) fn document(release: Release, dra: bool, path: &str) -> Option<Value> {
     let steps: Vec<&str> = path.split('/').filter(|step| !step.is_empty()).collect();
     match &steps[..] {
         ["version"] => Some(version(release)),
@@ -14,10 +17,11 @@ pub(super) fn document(release: Release, path: &str) -> Option<Value> {
         ["api"] => Some(json!({"kind": "APIVersions", "versions": ["v1"]})),
         ["api", "v1"] => resources("", "v1"),
         ["apis"] => {
-            let groups: Vec<Value> = groups().into_iter().map(group).collect();
+            let groups: Vec<Value> = groups(dra).into_iter().map(group).collect();
             Some(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
         }
-        ["apis", name] => groups().into_iter().find(|found| found.group == *name).map(group),
+        ["apis", name] => groups(dra).into_iter().find(|found| found.group == *name).map(group),
+        ["apis", DRA, _] if !dra => None,
         ["apis", group, version] => resources(group, version),
         _ => None,
     }
@@ -33,9 +37,10 @@ fn version((major, minor): Release) -> Value {
 }
 
 /// One kind of each named group.
-fn groups() -> Vec<&'static Kind> {
+fn groups(dra: bool) -> Vec<&'static Kind> {
     let mut groups: Vec<&Kind> = Vec::new();
-    for kind in KINDS.iter().filter(|kind| !kind.group.is_empty()) {
+    let served = |kind: &&Kind| !kind.group.is_empty() && (dra || kind.group != DRA);
+    for kind in KINDS.iter().filter(served) {
         if groups.iter().all(|seen| seen.group != kind.group) {
             groups.push(kind);
         }

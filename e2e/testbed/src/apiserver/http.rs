@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -135,11 +134,8 @@ impl Call<'_> {
     fn answer(&self) -> Result<Response, Refusal> {
         let path = self.uri.path();
         if self.method == Method::GET
-            && let Some(document) = discovery::document(self.state.release, path)
+            && let Some(document) = discovery::document(self.state.release, self.state.dra(), path)
         {
-            if path.starts_with("/apis/resource.k8s.io") && !self.state.dra.load(Ordering::SeqCst) {
-                return Err(Refusal::no_such_path());
-            }
             return Ok(respond(200, document.to_string()));
         }
         let place = Place::of(path).ok_or_else(Refusal::no_such_path)?;

@@ -114,6 +114,10 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl State {
+    fn dra(&self) -> bool {
+        self.dra.load(Ordering::SeqCst)
+    }
+
     fn read<T>(&self, work: impl FnOnce(&Store) -> T) -> T {
         work(&lock(&self.store))
     }
