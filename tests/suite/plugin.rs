@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use kerf::model::cdi::{PLUGIN_FILE, Spec};
-use kerf_nvml::Model;
+use kerf_nvml::{Effect, Fault, Model};
 use kerf_testbed::{
-    kubelet::{AdmissionError, Allocation, PodRef, RunOptions},
-    node::{Builder, Testbed},
+    agent::Agent,
+    apiserver::ApiOptions,
+    kubelet::{self, AdmissionError, Allocation, Authority, PodRef, RunOptions},
+    node::{Builder, DRIVER, Testbed},
 };
 
 use crate::{
@@ -64,9 +66,7 @@ async fn offers(testbed: &Testbed, resource: &str, count: usize) {
 
 /// Waits until nothing is held any more.
 async fn all_released(testbed: &Testbed) {
-    while !given::records(testbed).is_empty() {
-        tokio::task::yield_now().await;
-    }
+    given::until("no records", || given::records(testbed).is_empty()).await;
 }
 
 /// The paths of the device nodes of a device in the plugin's CDI file.
@@ -127,4 +127,223 @@ async fn mig_devices_are_carved_for_a_container_and_go_with_it() {
     all_released(&testbed).await;
     offers(&testbed, GPU, 2).await;
     assert_eq!(testbed.leftovers().unwrap(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_starts_again_is_registered_with_at_once() {
+    let testbed = start(node(Model::L4, 2)).await;
+    admit(&testbed, "before", &[(GPU, 1)]).await.unwrap();
+    testbed.kubelet.restart().await.unwrap();
+    offers(&testbed, GPU, 2).await;
+    // Its pods keep what they have, and the other device can be had.
+    admit(&testbed, "after", &[(GPU, 1)]).await.unwrap();
+    assert!(admit(&testbed, "third", &[(GPU, 1)]).await.is_err());
+    run(&testbed, "before").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_hangs_up_is_registered_with_again() {
+    let testbed = start(node(Model::L4, 2)).await;
+    let before = testbed.kubelet.state().plugin_registrations;
+    testbed.kubelet.disconnect_plugin(GPU);
+    let again = testbed.kubelet.wait_for(|state| state.plugin_registrations > before);
+    testbed.agent.as_ref().unwrap().while_running(again).await.unwrap();
+    offers(&testbed, GPU, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_is_taken_away_is_made_again() {
+    let testbed = start(node(Model::L4, 1)).await;
+    let endpoint = testbed.kubelet.state().resources[GPU].endpoint.clone().unwrap();
+    std::fs::remove_file(&endpoint).unwrap();
+    let moved = testbed.kubelet.wait_for(|state| {
+        let resource = &state.resources[GPU];
+        resource.endpoint.as_ref() != Some(&endpoint) && resource.allocatable() == 1
+    });
+    testbed.agent.as_ref().unwrap().while_running(moved).await.unwrap();
+    admit(&testbed, "pod", &[(GPU, 1)]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_made_again_is_found() {
+    let testbed = start(node(Model::L4, 1)).await;
+    let before = testbed.kubelet.state().plugin_registrations;
+    std::fs::remove_dir_all(testbed.device_plugins_dir()).unwrap();
+    testbed.kubelet.serve_device_plugins().unwrap();
+    let again = testbed.kubelet.wait_for(|state| state.plugin_registrations > before);
+    testbed.agent.as_ref().unwrap().while_running(again).await.unwrap();
+    offers(&testbed, GPU, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_is_late_is_waited_for() {
+    let options = kubelet::Options { device_plugins: false, ..kubelet::Options::default() };
+    let mut testbed = node(Model::L4, 1).kubelet(options).start_without_agent().await.unwrap();
+    let options = testbed.agent_options("a").unwrap();
+    let agent = Agent::spawn(&options).unwrap();
+    let refused =
+        given::until("no kubelet", || agent.tail().contains("the kubelet does not answer"));
+    agent.while_running(refused).await.unwrap();
+    testbed.agent = Some(agent);
+    testbed.kubelet.serve_device_plugins().unwrap();
+    offers(&testbed, GPU, 1).await;
+}
+
+/// HTTP/2 has no name for a path: h2 ends such a call before any of our code sees it.
+#[tokio::test(flavor = "multi_thread")]
+async fn kubelets_before_1_26_are_served_where_they_encode_the_path() {
+    let old = |authority| kubelet::Options {
+        release: 25,
+        plugin_authority: Some(authority),
+        ..kubelet::Options::default()
+    };
+    let encoded = node(Model::L4, 1).kubelet(old(Authority::EncodedPath));
+    let testbed = start(encoded).await;
+    admit(&testbed, "pod", &[(GPU, 1)]).await.unwrap();
+
+    let raw = node(Model::L4, 1).kubelet(old(Authority::Path));
+    let testbed = raw.start_without_agent().await.unwrap();
+    let options = testbed.agent_options("a").unwrap();
+    let agent = Agent::spawn(&options).unwrap();
+    let said = "not registered with the kubelet";
+    let refused = given::until(said, || agent.tail().contains(said));
+    agent.while_running(refused).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_gpu_is_unhealthy_and_comes_back() {
+    let testbed = start(node(Model::L4, 2)).await;
+    testbed.machine.lose_gpu(1).unwrap();
+    offers(&testbed, GPU, 1).await;
+    let lost = &uuids(&testbed)[1];
+    let state = testbed.kubelet.state();
+    assert_eq!(state.resources[GPU].capacity(), 2);
+    assert!(!state.resources[GPU].devices[lost].healthy);
+    testbed.machine.find_gpu(1).unwrap();
+    testbed.machine.reset_gpu(1).unwrap();
+    offers(&testbed, GPU, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_reboot_a_container_finds_its_device_carved_again() {
+    let builder = node(Model::H100_80, 1).flag("--mig-on-demand");
+    let mut testbed = start(builder).await;
+    let small = "nvidia.com/mig-1g.10gb";
+    offers(&testbed, small, 7).await;
+    admit(&testbed, "pod", &[(small, 1)]).await.unwrap();
+    let before = given::cut(&testbed);
+    testbed.agent = None;
+    testbed.kubelet.stop().await;
+    testbed.machine.reboot().unwrap();
+    assert_eq!(given::cut(&testbed), [vec![]]);
+    testbed.kubelet.restart().await.unwrap();
+    testbed.start_plugin_agent("b", small).await.unwrap();
+    // What it holds is healthy, though nothing is carved yet.
+    admit(&testbed, "pod", &[(small, 1)]).await.unwrap();
+    run(&testbed, "pod").await;
+    assert_eq!(given::cut(&testbed), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_allocation_leaves_nothing() {
+    let testbed = start(node(Model::H100_80, 1).flag("--mig-on-demand")).await;
+    let half = "nvidia.com/mig-3g.40gb";
+    offers(&testbed, half, 2).await;
+    let create = "nvmlDeviceCreateGpuInstanceWithPlacement";
+    testbed.machine.inject(Fault::next(create, Effect::Fail(999))).unwrap();
+    let refused = admit(&testbed, "pod", &[(half, 1)]).await.unwrap_err();
+    assert!(refused.to_string().contains("nvmlDeviceCreateGpuInstanceWithPlacement"), "{refused}");
+    testbed.machine.clear_faults().unwrap();
+    assert_eq!(testbed.leftovers().unwrap(), [""; 0]);
+    admit(&testbed, "again", &[(half, 1)]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_claim_holds_is_out_of_the_kubelets_reach_and_the_other_way_round() {
+    let testbed = both(Model::H100_80, 2).await;
+    let claim = given::claim(&testbed, "c", &["gpu-0"]);
+    prepare(&testbed, &claim).await.unwrap();
+    offers(&testbed, GPU, 1).await;
+    let allocation = admit(&testbed, "pod", &[(GPU, 1)]).await.unwrap();
+    assert_eq!(ids(&allocation, GPU), [uuids(&testbed)[1].clone()]);
+    // By a kubelet that has not heard of it yet: refused before anything is changed.
+    let held = uuids(&testbed)[0].clone();
+    let refused = testbed.kubelet.allocate(GPU, &[&held]).await.unwrap_err();
+    assert!(refused.contains("held by claim `default/c`"), "{refused}");
+
+    let late = given::claim(&testbed, "late", &["gpu-1"]);
+    let refused = prepare(&testbed, &late).await.unwrap_err();
+    assert!(refused.contains("held by pod `default/pod`"), "{refused}");
+    let part = given::claim(&testbed, "part", &["gpu-1-mig-1g10gb-19-0"]);
+    let refused = prepare(&testbed, &part).await.unwrap_err();
+    assert!(refused.contains("`gpu-1` of pod `default/pod`"), "{refused}");
+    // The scheduler is told.
+    let tainted = testbed.api.wait_until(|_| {
+        tainted(&testbed).iter().all(|name| name.starts_with("gpu-1"))
+            && !tainted(&testbed).is_empty()
+    });
+    testbed.agent.as_ref().unwrap().while_running(tainted).await.unwrap();
+
+    // At once, without waiting for the next comparison.
+    testbed.kubelet.end_pod(&pod("pod"));
+    while let Err(refused) = prepare(&testbed, &late).await {
+        assert!(refused.contains("held by pod"), "{refused}");
+    }
+    unprepare(&testbed, &claim).await.unwrap();
+    offers(&testbed, GPU, 1).await;
+}
+
+/// Names of the devices that are tainted.
+fn tainted(testbed: &Testbed) -> Vec<String> {
+    let slices = testbed.slices();
+    let devices = slices.iter().flat_map(|slice| slice.spec.devices.iter().flatten());
+    let tainted = devices.filter(|device| device.taints.as_ref().is_some_and(|t| !t.is_empty()));
+    tainted.map(|device| device.name.clone()).collect()
+}
+
+/// A node with both doors open.
+async fn both(model: Model, gpus: usize) -> Testbed {
+    let testbed = given::node(model, gpus).flag("--interface=both").start().await.unwrap();
+    offers(&testbed, GPU, gpus).await;
+    testbed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_plugin_gave_out_is_held_from_the_start() {
+    let mut testbed = start(node(Model::L4, 2)).await;
+    let allocation = admit(&testbed, "pod", &[(GPU, 1)]).await.unwrap();
+    let taken = uuids(&testbed).iter().position(|uuid| *uuid == ids(&allocation, GPU)[0]).unwrap();
+    testbed.agent.take().unwrap().terminate().await.unwrap();
+    std::fs::remove_dir_all(testbed.state_dir().join("containers")).unwrap();
+    // An agent for claims alone, with none of the records.
+    let mut options = testbed.agent_options("b").unwrap();
+    options.flags = vec!["--interface=dra".into()];
+    let agent = Agent::spawn(&options).unwrap();
+    agent.while_running(testbed.kubelet.registered(DRIVER)).await.unwrap();
+    testbed.agent = Some(agent);
+    let claim = given::claim(&testbed, "c", &[&format!("gpu-{taken}")]);
+    let refused = prepare(&testbed, &claim).await.unwrap_err();
+    assert!(refused.contains("held by pod `default/pod`"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_upgraded_moves_from_one_door_to_the_other() {
+    let mut testbed = given::node(Model::L4, 2)
+        .api(ApiOptions::of((1, 31)))
+        .kubelet(kubelet::Options::default())
+        .start_without_agent()
+        .await
+        .unwrap();
+    testbed.start_plugin_agent("a", GPU).await.unwrap();
+    admit(&testbed, "pod", &[(GPU, 1)]).await.unwrap();
+    assert!(testbed.kubelet.state().plugins.is_empty());
+
+    testbed.api.serve_dra();
+    let agent = testbed.agent.as_ref().unwrap();
+    agent.while_running(testbed.kubelet.registered(DRIVER)).await.unwrap();
+    let slices = agent.while_running(testbed.published()).await.unwrap();
+    assert!(!slices.is_empty());
+    offers(&testbed, GPU, 0).await;
+    // The pod keeps what it has, and claims are kept from it.
+    assert_eq!(given::records(&testbed).len(), 1);
 }
