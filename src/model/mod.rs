@@ -13,4 +13,5 @@ pub mod plugin;
 pub mod pool;
 pub mod record;
 pub mod status;
+pub mod strict;
 pub mod takeover;
