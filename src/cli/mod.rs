@@ -11,6 +11,7 @@ pub mod machine;
 pub mod node;
 mod output;
 pub mod picture;
+pub mod plugin_config;
 mod report;
 #[cfg(test)]
 mod samples;
@@ -41,7 +42,7 @@ struct Kerf {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Run the agent of a node.
-    Node(node::Args),
+    Node(Box<node::Args>),
     /// Show the node's GPUs and how each is cut; needs neither cluster nor agent.
     Inventory(inventory::Args),
     /// Show what is held by whom, from the agent or, when it is down, from its records.
@@ -53,7 +54,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let Kerf { command } = Kerf::parse_from(args);
     let out = &mut stdout().lock();
     let outcome = match command {
-        Command::Node(args) => node::run(args),
+        Command::Node(args) => node::run(*args),
         Command::Inventory(args) => inventory::run(&args, out, Style::of_stdout()),
         Command::Status(args) => status::run(&args, out, Style::of_stdout()),
     };

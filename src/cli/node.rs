@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::runtime;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use super::{agent, machine::MachineArgs, style::Style};
+use super::{agent, machine::MachineArgs, plugin_config::PluginArgs, style::Style};
 use crate::node::memory;
 
 /// Arguments of `kerf node`. Names and environment are those of NVIDIA's driver where they mean the
@@ -52,6 +52,9 @@ pub struct Args {
     /// Write CDI files without hooks.
     #[arg(long, env = "NO_CDI_HOOKS")]
     pub no_cdi_hooks: bool,
+    /// How the device plugin is configured.
+    #[command(flatten)]
+    pub plugin: PluginArgs,
     /// Form of the log.
     #[arg(long, env = "LOGGING_FORMAT", default_value = "text")]
     pub logging_format: LoggingFormat,
