@@ -15,8 +15,10 @@ use tokio::{
 
 use super::{
     doors::door_settings,
+    labels::keep_labels,
     listen,
     node::{AdoptMig, Args},
+    plugin_config,
     report::{Phase, Reporter},
     rescan::LOOK_FOR_DRIVER,
     standby,
@@ -28,7 +30,7 @@ use crate::{
         machine::{Library, Machine},
     },
     kubelet::{self, Served, probe, rival},
-    model::plan::Origin,
+    model::{plan::Origin, plugin::config::Config},
     node::{
         hook, lock,
         store::{Predecessor, SetAside, Store},
@@ -188,7 +190,11 @@ impl Ready {
         let events = Events::start(self.cluster.clone(), settings.clone());
         let lost = self.lost(&lock);
         self.install_hook(args, &events);
-        let driver = Arc::new(self.driver(args, lock, &events)?);
+        let plugin =
+            plugin_config::follow(&args.plugin, &args.node_name, &self.cluster, &self.store);
+        self.reporter.configured(plugin.warning);
+        let driver = Arc::new(self.driver(args, lock, &events, &plugin.config)?);
+        tokio::spawn(keep_labels(args.labels.clone(), self.machine.clone(), plugin.config));
         self.look(&driver, &events).await;
         tokio::select! {
             taken = self.take_over(args, &driver, &events) => taken?,
@@ -268,7 +274,13 @@ impl Ready {
         Ok(())
     }
 
-    fn driver(&self, args: &Args, lock: AgentLock, events: &Events) -> anyhow::Result<Driver> {
+    fn driver(
+        &self,
+        args: &Args,
+        lock: AgentLock,
+        events: &Events,
+        config: &watch::Receiver<Option<Arc<Config>>>,
+    ) -> anyhow::Result<Driver> {
         let (records, mut unreadable) = self.store.records()?;
         let (numbers, spoilt) = self.store.numbers()?;
         unreadable.extend(spoilt);
@@ -293,7 +305,7 @@ impl Ready {
             lock,
             pods: Arc::new(args.doors.pod_resources()),
             plugin: PluginParts {
-                config: self.plugin_config(args),
+                config: config.clone(),
                 on_demand: args.doors.mig_on_demand,
                 split: args.doors.split(),
             },

@@ -1,7 +1,15 @@
 //! Which doors are open to the kubelet: claims (DRA), extended resources (device plugin), or both.
 
-use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    future::pending,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use anyhow::bail;
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 use super::{
@@ -13,6 +21,7 @@ use crate::{
     driver::Driver,
     kubelet::{self, Doors, Served, plugin, podresources::PodResources, probe},
     model::plugin::config::DeviceRef,
+    node::watch::{Change, Changes},
 };
 
 /// How often the API server is asked whether it has DRA by now, and how soon again when it was away.
@@ -98,6 +107,17 @@ impl Drop for Task {
     }
 }
 
+/// Returns when the device plugin has ended, which it does by itself only where it is of no use any more.
+async fn ended(plugin: &mut Option<Task>) {
+    match plugin {
+        Some(task) => drop((&mut task.0).await),
+        None => pending().await,
+    }
+}
+
+const DIRECTORY_GONE: &str = "the kubelet's directory of device plugins was removed under its mount; started again, \
+     the agent sees the one that is there";
+
 impl Ready {
     /// The DRA doors of an agent that stands by: registered now, the kubelet finds it as soon as the other has
     /// ended. None where claims are not served, or that is not known yet.
@@ -129,12 +149,14 @@ impl Ready {
             plugin = Some(self.open_plugin(args, driver));
         }
         if interface == Interface::DevicePlugin {
-            end.await;
-            return Ok(());
+            tokio::select! {
+                () = end => return Ok(()),
+                () = ended(&mut plugin) => bail!(DIRECTORY_GONE),
+            }
         }
         if interface == Interface::Auto && early.is_none() {
             tokio::select! {
-                () = self.until_dra(args, driver, &mut plugin) => {}
+                opened = self.until_dra(args, driver) => plugin = opened?,
                 () = end.clone() => return Ok(()),
             }
         }
@@ -143,32 +165,43 @@ impl Ready {
             None => self.open_dra(args, end)?,
         };
         self.publish(driver, publisher);
-        tokio::select! {
-            served = dra.ended() => return Ok(served?),
-            () = self.dra_at_work(), if plugin.is_some() && interface == Interface::Auto => {}
-            () = pending(), if !(plugin.is_some() && interface == Interface::Auto) => {}
+        if plugin.is_some() && interface == Interface::Auto {
+            tokio::select! {
+                served = dra.ended() => return Ok(served?),
+                () = ended(&mut plugin) => bail!(DIRECTORY_GONE),
+                () = self.dra_at_work() => {}
+            }
+            tracing::info!("claims are served: extended resources are left to them");
+            self.reporter.plugin_closed();
+            plugin = None;
         }
-        tracing::info!("claims are served: extended resources are left to them");
-        self.reporter.plugin_closed();
-        drop(plugin);
-        Ok(dra.ended().await?)
+        tokio::select! {
+            served = dra.ended() => Ok(served?),
+            () = ended(&mut plugin) => bail!(DIRECTORY_GONE),
+        }
     }
 
-    /// Returns when the API server has DRA. As long as it has not, the device plugin is open.
-    async fn until_dra(&self, args: &Args, driver: &Arc<Driver>, plugin: &mut Option<Task>) {
+    /// Returns when the API server has DRA, with the device plugin, which is open as long as it has not.
+    async fn until_dra(&self, args: &Args, driver: &Arc<Driver>) -> anyhow::Result<Option<Task>> {
+        let mut plugin = None;
         loop {
-            match cluster::serves_dra(&self.cluster).await {
-                Ok(true) => return,
-                Ok(false) if plugin.is_none() => {
-                    tracing::info!("the API server has no resource.k8s.io/v1: device plugin");
-                    *plugin = Some(self.open_plugin(args, driver));
-                    sleep(ASK_AGAIN).await;
+            let pause = match cluster::serves_dra(&self.cluster).await {
+                Ok(true) => return Ok(plugin),
+                Ok(false) => {
+                    if plugin.is_none() {
+                        tracing::info!("the API server has no resource.k8s.io/v1: device plugin");
+                        plugin = Some(self.open_plugin(args, driver));
+                    }
+                    ASK_AGAIN
                 }
-                Ok(false) => sleep(ASK_AGAIN).await,
                 Err(error) => {
                     tracing::warn!(%error, "not known yet whether claims are served");
-                    sleep(AWAY).await;
+                    AWAY
                 }
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = ended(&mut plugin) => bail!(DIRECTORY_GONE),
             }
         }
     }
@@ -205,12 +238,14 @@ impl Ready {
         };
         let states = self.reporter.plugin_open();
         let driver = driver.clone();
-        let changes = self.plugin_dir_changes(args);
+        let (count, changes) = watch::channel(0);
+        let dir = settings.dir.clone();
         Task(tokio::spawn(async move {
             let offer = driver.clone().describe_offer();
             tokio::select! {
                 () = offer => {}
                 () = plugin::serve(driver, settings, changes, states) => {}
+                () = count_changes(dir, count) => {}
             }
         }))
     }
@@ -258,33 +293,39 @@ pub(super) fn door_settings(args: &Args) -> kubelet::Settings {
     }
 }
 
-// PLACEHOLDER-UNTIL-MERGE
-impl Ready {
-    fn plugin_dir_changes(&self, _: &Args) -> watch::Receiver<u64> {
-        let sender = Box::leak(Box::new(watch::Sender::new(0)));
-        sender.subscribe()
+/// Counts the changes in a directory, through its end and its return. Ends where it cannot return: a pod that it
+/// was mounted into keeps the one that was removed.
+async fn count_changes(dir: PathBuf, count: watch::Sender<u64>) {
+    loop {
+        match Changes::of(&dir) {
+            Err(error) => tracing::warn!(dir = %dir.display(), %error, "changes are not seen"),
+            Ok(mut changes) => {
+                count.send_modify(|count| *count += 1);
+                while let Ok(change) = changes.next().await {
+                    count.send_modify(|count| *count += 1);
+                    if change == Change::Gone {
+                        break;
+                    }
+                }
+            }
+        }
+        if fs::metadata(&dir).is_ok_and(|found| found.nlink() == 0) {
+            return;
+        }
+        appears(&dir).await;
     }
+}
 
-    pub(super) fn plugin_config(
-        &self,
-        _: &Args,
-    ) -> watch::Receiver<Option<Arc<crate::model::plugin::config::Config>>> {
-        use crate::model::plugin::config::*;
-        let config = Config {
-            mig_strategy: MigStrategy::Mixed,
-            list_strategies: [ListStrategy::CdiCri].into(),
-            id_strategy: IdStrategy::Uuid,
-            pass_device_specs: false,
-            gdrcopy: false,
-            gds: false,
-            mofed: false,
-            cdi_annotation_prefix: "cdi.k8s.io/".to_owned(),
-            shared_policy: SharedPolicy::Distributed,
-            imex_channels: vec![],
-            names: Names::default(),
-            sharing: Sharing::default(),
-        };
-        let sender = Box::leak(Box::new(watch::Sender::new(Some(Arc::new(config)))));
-        sender.subscribe()
+/// Returns when there is a directory, which the kubelet makes at its start.
+async fn appears(dir: &Path) {
+    loop {
+        let changes = Changes::of(dir.parent().unwrap_or(Path::new("/")));
+        if dir.is_dir() {
+            return;
+        }
+        match changes {
+            Ok(mut changes) => drop(changes.next().await),
+            Err(_) => sleep(AWAY).await,
+        }
     }
 }

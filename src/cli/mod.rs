@@ -13,6 +13,7 @@ pub mod machine;
 pub mod node;
 mod output;
 pub mod picture;
+pub mod plugin_config;
 mod report;
 mod rescan;
 #[cfg(test)]

@@ -6,7 +6,10 @@ use anyhow::Context;
 use tokio::runtime;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use super::{agent, doors::DoorArgs, labels::LabelArgs, machine::MachineArgs, style::Style};
+use super::{
+    agent, doors::DoorArgs, labels::LabelArgs, machine::MachineArgs, plugin_config::PluginArgs,
+    style::Style,
+};
 use crate::node::memory;
 
 /// Arguments of `kerf node`. Names and environment are those of NVIDIA's driver where they mean the
@@ -58,6 +61,9 @@ pub struct Args {
     /// Labels of the node.
     #[command(flatten)]
     pub labels: LabelArgs,
+    /// How the device plugin is configured.
+    #[command(flatten)]
+    pub plugin: PluginArgs,
     /// Form of the log.
     #[arg(long, env = "LOGGING_FORMAT", default_value = "text")]
     pub logging_format: LoggingFormat,

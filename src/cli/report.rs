@@ -45,6 +45,8 @@ pub(super) struct Reporter {
     server: Arc<Mutex<Option<watch::Receiver<Option<Server>>>>>,
     warnings: Arc<Mutex<Vec<String>>>,
     open: Arc<Mutex<Open>>,
+    /// What keeps the device plugin's configuration from being the one that is wanted.
+    configuration: Arc<Mutex<Option<watch::Receiver<Option<String>>>>>,
 }
 
 /// The doors that are open.
@@ -66,6 +68,7 @@ impl Reporter {
             server: Arc::default(),
             warnings: Arc::default(),
             open: Arc::default(),
+            configuration: Arc::default(),
         }
     }
 
@@ -76,6 +79,11 @@ impl Reporter {
     /// Where the kubelet's word on our registration goes.
     pub(super) fn registered(&self) -> watch::Sender<Registration> {
         self.registration.clone()
+    }
+
+    /// Where the device plugin's configuration says what is wrong.
+    pub(super) fn configured(&self, warning: watch::Receiver<Option<String>>) {
+        *self.configuration.lock().unwrap_or_else(PoisonError::into_inner) = Some(warning);
     }
 
     /// Notes that claims are served.
@@ -193,7 +201,9 @@ impl Reporter {
     fn warned(&self, driver: Option<&Driver>) -> Vec<String> {
         let known = self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let offered = driver.map(|driver| driver.offer().warnings.clone());
-        known.into_iter().chain(offered.into_iter().flatten()).collect()
+        let configuration = self.configuration.lock().unwrap_or_else(PoisonError::into_inner);
+        let configured = configuration.as_ref().and_then(|warning| warning.borrow().clone());
+        known.into_iter().chain(configured).chain(offered.into_iter().flatten()).collect()
     }
 
     fn state(&self) -> AgentState {

@@ -19,6 +19,7 @@ mod converge;
 mod error;
 pub mod events;
 mod features;
+mod node_label;
 pub mod publish;
 mod quantity;
 #[cfg(test)]
@@ -27,7 +28,10 @@ mod slices;
 mod sync;
 mod watch;
 
-pub use self::features::{features, serves_dra};
+pub use self::{
+    features::{features, serves_dra},
+    node_label::node_label,
+};
 
 /// How long the API server has for an answer. The kubelet waits 45 s for ours.
 const PATIENCE: Duration = Duration::from_secs(10);

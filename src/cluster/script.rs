@@ -155,6 +155,11 @@ impl WatchEnd {
         }}));
     }
 
+    /// Whether the client still listens.
+    pub(super) fn is_open(&self) -> bool {
+        !self.0.is_closed()
+    }
+
     pub(super) fn line(&self, value: &Value) {
         self.0.send(format!("{value}\n").into()).unwrap();
     }

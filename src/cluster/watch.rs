@@ -18,9 +18,9 @@ use crate::cluster::slices::{Events, Slices};
 /// How long the server is asked to keep a watch open.
 pub(super) const WATCH: Duration = Duration::from_secs(290);
 /// How much longer or shorter a watch may last without anything being wrong.
-const SLACK: Duration = Duration::from_secs(10);
+pub(super) const SLACK: Duration = Duration::from_secs(10);
 /// A watch that ends sooner is not begun again at once.
-const STEADY: Duration = Duration::from_secs(1);
+pub(super) const STEADY: Duration = Duration::from_secs(1);
 
 /// What a watch tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ async fn follow(mut events: Events, from: &mut String, seen: &mpsc::Sender<Seen>
 }
 
 /// HTTP's 410: the version to go on from is too old.
-const GONE: u16 = 410;
+pub(super) const GONE: u16 = 410;
 
 async fn pass_on(
     event: Result<WatchEvent<PartialObjectMeta<ResourceSlice>>, String>,

@@ -1,13 +1,11 @@
 //! Opaque configuration of `resource.nvidia.com/v1beta1`: what it may say, and which one applies.
 
-mod strict;
-
-use std::fmt;
-
 use serde_json::Value;
 
-use crate::model::device::Part;
-use strict::Object;
+use crate::model::{
+    device::Part,
+    strict::{self, Object},
+};
 
 /// The one version of the configuration kinds.
 pub const API_VERSION: &str = "resource.nvidia.com/v1beta1";
@@ -57,52 +55,9 @@ pub struct Configuration {
 /// Why parameters are no configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A field that the object does not have.
-    #[error("unknown field {} in {at}; {}", Quoted(name), advice(*meant, known))]
-    Field {
-        /// Path of the object.
-        at: String,
-        /// The field.
-        name: String,
-        /// What the user may have meant.
-        meant: Option<&'static str>,
-        /// The fields that it has.
-        known: &'static [&'static str],
-    },
-    /// A word that is none of those that the field takes.
-    #[error("unknown {name} {} in {at}; {}", Quoted(word), advice(*meant, known))]
-    Word {
-        /// Path of the object.
-        at: String,
-        /// The field.
-        name: &'static str,
-        /// What it says.
-        word: String,
-        /// What the user may have meant.
-        meant: Option<&'static str>,
-        /// What it takes.
-        known: Vec<&'static str>,
-    },
-    /// A field that must be there is not.
-    #[error("`{name}` is missing in {at}; use {}", Words(known))]
-    Missing {
-        /// Path of the object.
-        at: String,
-        /// The field.
-        name: &'static str,
-        /// What it takes.
-        known: Vec<&'static str>,
-    },
-    /// A value of another type, or out of range.
-    #[error("{} must be {want}, not {got}", OneLine(at))]
-    Type {
-        /// Path of the value.
-        at: String,
-        /// What is expected.
-        want: &'static str,
-        /// What is there.
-        got: String,
-    },
+    /// A field or value that is not known.
+    #[error(transparent)]
+    Strict(#[from] strict::Error),
     /// The parameters of one strategy beside another strategy.
     #[error("`{field}` does not go with strategy `{strategy}` in {at}; remove one of them")]
     Mixed {
@@ -169,7 +124,7 @@ impl Config {
         match object.required("kind", &KINDS)? {
             Kind::Gpu => gpu(&object.named("GpuConfig")).map(Self::Gpu),
             Kind::Mig => mig(&object.named("MigDeviceConfig")).map(Self::Mig),
-            Kind::Vfio => vfio(&object.named("VfioDeviceConfig")).map(|()| Self::Vfio),
+            Kind::Vfio => Ok(vfio(&object.named("VfioDeviceConfig")).map(|()| Self::Vfio)?),
         }
     }
 
@@ -279,12 +234,12 @@ fn sharing(object: &Object<'_>, interval: Interval) -> Result<Sharing, Error> {
         Sharing::Mps => ("MPS", "timeSlicingConfig"),
     };
     if object.has(stranger) {
-        return Err(object.mixed(stranger, strategy));
+        return Err(Error::Mixed { at: object.path().to_owned(), field: stranger, strategy });
     }
     Ok(sharing)
 }
 
-fn mps(object: &Object<'_>) -> Result<(), Error> {
+fn mps(object: &Object<'_>) -> Result<(), strict::Error> {
     object.only(&[
         "defaultActiveThreadPercentage",
         "defaultPinnedDeviceMemoryLimit",
@@ -299,64 +254,12 @@ fn mps(object: &Object<'_>) -> Result<(), Error> {
     object.boolean("multiUser")
 }
 
-fn vfio(object: &Object<'_>) -> Result<(), Error> {
+fn vfio(object: &Object<'_>) -> Result<(), strict::Error> {
     object.only(&["apiVersion", "kind", "iommu"])?;
     let Some(iommu) = object.object("iommu")? else { return Ok(()) };
     iommu.only(&["backendPolicy", "enableAPIDevice"])?;
     iommu.choice("backendPolicy", &[("LegacyOnly", ()), ("PreferIommuFD", ())])?;
     iommu.boolean("enableAPIDevice")
-}
-
-/// What a user may do about a word that is not known.
-fn advice(meant: Option<&'static str>, known: &[&'static str]) -> String {
-    match meant {
-        Some(meant) => format!("did you mean `{meant}`?"),
-        None => format!("use {}", Words(known)),
-    }
-}
-
-/// Words to choose from: "`a`, `b` or `c`".
-struct Words<'w>(&'w [&'static str]);
-
-impl fmt::Display for Words<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, word) in self.0.iter().enumerate() {
-            let before = match self.0.len() - i {
-                _ if i == 0 => "",
-                1 => " or ",
-                _ => ", ",
-            };
-            write!(f, "{before}`{word}`")?;
-        }
-        Ok(())
-    }
-}
-
-/// A user's text on one line of bounded length: an event holds 1 KiB, parameters 10.
-struct OneLine<'t>(&'t str);
-
-impl fmt::Display for OneLine<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LONGEST: usize = 120;
-        for c in self.0.chars().take(LONGEST) {
-            if breaks(c) { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
-        }
-        f.write_str(if self.0.chars().nth(LONGEST).is_some() { "…" } else { "" })
-    }
-}
-
-/// Whether a character ends the line, or turns what follows it round.
-fn breaks(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// The same in backticks.
-struct Quoted<'t>(&'t str);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}`", OneLine(self.0))
-    }
 }
 
 #[cfg(test)]

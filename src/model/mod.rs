@@ -15,5 +15,6 @@ pub mod plugin;
 pub mod pool;
 pub mod record;
 pub mod status;
+pub mod strict;
 pub mod takeover;
 pub mod topology;

@@ -7,3 +7,4 @@ pub mod lock;
 pub mod memory;
 pub mod nvml;
 pub mod store;
+pub mod watch;

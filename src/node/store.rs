@@ -1,4 +1,5 @@
-//! What Kerf keeps on disk: a record for each claim, the numbers of GPUs, and the CDI files.
+//! What Kerf keeps on disk: a record for each claim, the numbers of GPUs, the choice of a configuration,
+//! and the CDI files.
 //!
 //! Files are replaced as a whole, by rename, so that neither a crash nor a reader ever sees half of
 //! one. Nothing is synced: what records describe does not outlive a boot either.
@@ -23,6 +24,7 @@ use crate::model::{
     cdi::{self, Spec},
     gpu::GpuUuid,
     holder::Holder,
+    plugin::choice::Remembered,
     record::Record,
 };
 
@@ -36,6 +38,8 @@ const CONTAINERS: &str = "containers";
 
 /// The file of [`Numbers`].
 const NUMBERS: &str = "names.json";
+/// The file of [`Remembered`].
+const CHOICE: &str = "plugin-config.json";
 
 /// Longer UIDs would make file names that not every file system takes.
 const LONGEST_UID: usize = 128;
@@ -111,6 +115,7 @@ pub struct Store {
     containers: PathBuf,
     locks: PathBuf,
     numbers: PathBuf,
+    choice: PathBuf,
     cdi: PathBuf,
 }
 
@@ -123,13 +128,8 @@ impl Store {
         for dir in [&claims, &containers, &locks, cdi_root] {
             fs::create_dir_all(dir).map_err(Error::file("make the directory", dir))?;
         }
-        Ok(Self {
-            claims,
-            containers,
-            locks,
-            numbers: state_dir.join(NUMBERS),
-            cdi: cdi_root.to_owned(),
-        })
+        let (numbers, choice) = (state_dir.join(NUMBERS), state_dir.join(CHOICE));
+        Ok(Self { claims, containers, locks, numbers, choice, cdi: cdi_root.to_owned() })
     }
 
     /// All records, those of claims first, in the order of their keys. One that cannot be read is renamed, so that it is
@@ -209,20 +209,24 @@ impl Store {
 
     /// The numbers of GPUs as last saved; none before that. A file that cannot be read is renamed.
     pub fn numbers(&self) -> Result<(Numbers, Option<SetAside>)> {
-        match read_json(&self.numbers)? {
-            None => Ok((Numbers::default(), None)),
-            Some(Ok(numbers)) => Ok((numbers, None)),
-            Some(Err(reason)) => {
-                let path = set_aside(&self.numbers)?;
-                Ok((Numbers::default(), Some(SetAside { path, reason })))
-            }
-        }
+        let (numbers, unreadable) = read_or_set_aside(&self.numbers)?;
+        Ok((numbers.unwrap_or_default(), unreadable))
     }
 
     /// Writes the numbers of GPUs.
     pub fn save_numbers(&self, numbers: &Numbers) -> Result<()> {
         let bytes = encode(&self.numbers, numbers)?;
         write_again(&self.numbers, &bytes, RECORD_MODE)
+    }
+
+    /// The configuration that was chosen last, if one was. A file that cannot be read is renamed.
+    pub fn choice(&self) -> Result<(Option<Remembered>, Option<SetAside>)> {
+        read_or_set_aside(&self.choice)
+    }
+
+    /// Writes which configuration is chosen.
+    pub fn save_choice(&self, choice: &Remembered) -> Result<()> {
+        write_again(&self.choice, &encode(&self.choice, choice)?, RECORD_MODE)
     }
 
     /// The file that is locked while a GPU is changed.
@@ -387,6 +391,15 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<Result<T, String
         // Not the file's fault, and true of the next one as well.
         Err(error) if is_shortage(&error) => Err(Error::file("read", path)(error)),
         Err(error) => Ok(Some(Err(error.to_string()))),
+    }
+}
+
+/// The value in a file, if there is one; a file that cannot be read is renamed.
+fn read_or_set_aside<T: DeserializeOwned>(path: &Path) -> Result<(Option<T>, Option<SetAside>)> {
+    match read_json(path)? {
+        None => Ok((None, None)),
+        Some(Ok(value)) => Ok((Some(value), None)),
+        Some(Err(reason)) => Ok((None, Some(SetAside { path: set_aside(path)?, reason }))),
     }
 }
 

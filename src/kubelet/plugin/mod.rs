@@ -97,10 +97,16 @@ pub async fn serve(
                 doors.insert(resource.clone(), door);
             }
         }
-        if offers.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = offers.changed() => if changed.is_err() { return },
+            () = closed(changes.clone()) => return,
         }
     }
+}
+
+/// Returns when nobody counts changes any more.
+async fn closed(mut changes: watch::Receiver<u64>) {
+    while changes.changed().await.is_ok() {}
 }
 
 fn open(

@@ -2,6 +2,7 @@
 //! container is given.
 
 pub mod carving;
+pub mod choice;
 pub mod config;
 pub mod id;
 pub mod names;

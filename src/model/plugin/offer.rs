@@ -206,9 +206,9 @@ fn add(
     id: DeviceId,
     device: &Device<'_>,
 ) {
-    let sharing = input.config.sharing.resources.iter().find(|shared| shared.name == resource);
-    let count = offer.resources.get(resource).map_or(0, Vec::len);
-    let shared = sharing.filter(|shared| !id.is_placement() && shared.has(device, &id, count));
+    let mut sharing =
+        input.config.sharing.resources.iter().filter(|shared| shared.name == resource);
+    let shared = sharing.find(|shared| !id.is_placement() && shared.has(device, &id, offer));
     let Some(shared) = shared else {
         let offered = offered(input, id, device);
         return offer.resources.entry(resource.to_owned()).or_default().push(offered);
@@ -237,17 +237,24 @@ fn offered(input: &OfferInput<'_>, id: DeviceId, device: &Device<'_>) -> Offered
 }
 
 impl Replicated {
-    /// Whether a device is shared; `before` of the resource's devices come before it.
-    fn has(&self, device: &Device<'_>, id: &DeviceId, before: usize) -> bool {
+    /// Whether a device is shared that comes after those of `offer`.
+    fn has(&self, device: &Device<'_>, id: &DeviceId, offer: &Offer) -> bool {
         match &self.devices {
             SharedDevices::All => true,
             SharedDevices::Count(count) => {
-                usize::try_from(*count).is_ok_and(|count| before < count)
+                usize::try_from(*count).is_ok_and(|count| self.offered(offer) < count)
             }
             SharedDevices::Listed(listed) => {
                 listed.iter().any(|wanted| is_named(wanted, device, id))
             }
         }
+    }
+
+    /// How many devices of the resource are offered, shared or not.
+    fn offered(&self, offer: &Offer) -> usize {
+        let names = BTreeSet::from([&self.name, &self.rename]);
+        let offered = names.into_iter().filter_map(|name| offer.resources.get(name)).flatten();
+        offered.map(|device| device.id.device_name()).collect::<BTreeSet<_>>().len()
     }
 }
 

@@ -299,6 +299,22 @@ fn many_claims_at_once_do_not_mix() {
 }
 
 #[test]
+fn the_choice_of_a_configuration_is_kept() {
+    let disk = Disk::new();
+    assert_eq!(disk.store.choice().unwrap(), (None, None));
+    for file in [Some("a100".to_owned()), None] {
+        let choice = Remembered { file };
+        disk.store.save_choice(&choice).unwrap();
+        assert_eq!(disk.store.choice().unwrap(), (Some(choice), None));
+    }
+    disk.write("state/plugin-config.json", "a100");
+    let (choice, set_aside) = disk.store.choice().unwrap();
+    let path = disk.path("state/plugin-config.json.unreadable-1");
+    assert_eq!((choice, set_aside.unwrap().path), (None, path));
+    assert_eq!(disk.store.choice().unwrap(), (None, None));
+}
+
+#[test]
 fn numbers_of_gpus_are_kept() {
     let disk = Disk::new();
     assert_eq!(disk.store.numbers().unwrap(), (Numbers::default(), None));

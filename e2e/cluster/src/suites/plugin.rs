@@ -256,10 +256,15 @@ fn a_restarted_kubelet_knows_the_devices_again(cluster: &mut Cluster) -> anyhow:
 
 fn a_killed_agent_is_registered_again(cluster: &mut Cluster) -> anyhow::Result<()> {
     let held = Held::new(cluster)?;
-    let agent = install::pods(cluster)?.pop().context("no agent")?;
-    let agent = &agent["status"]["containerStatuses"][0];
+    let pod = install::pods(cluster)?.pop().context("no agent")?;
+    let agent = &pod["status"]["containerStatuses"][0];
     cluster.node().kill_container(agent["containerID"].as_str().context("it has an id")?)?;
-    offers(cluster, GPU, 0)?;
+    wait::until("the agent to be started again", || {
+        let now = install::pods(cluster)?.pop().context("no agent")?;
+        let now = &now["status"]["containerStatuses"][0];
+        Ok(now["restartCount"].as_u64() > agent["restartCount"].as_u64() && now["ready"] == true)
+    })?;
+    // The kubelet tells the API server every 10 s at most what it has.
     offers(cluster, GPU, 8)?;
     cluster.apply(&[extended("late", &[(GPU, 7)])])?;
     cluster.running(&["late"])?;

@@ -1,8 +1,62 @@
 //! Reading JSON objects in which every field must be known, with errors that say where and what.
 
+use std::fmt;
+
 use serde_json::{Map, Value};
 
-use super::{Error, Quoted};
+/// Why an object is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A field that the object does not have.
+    #[error("unknown field {} in {at}; {}", Quoted(name), advice(*meant, known))]
+    Field {
+        /// Path of the object.
+        at: String,
+        /// The field.
+        name: String,
+        /// What the user may have meant.
+        meant: Option<&'static str>,
+        /// The fields that it has.
+        known: &'static [&'static str],
+    },
+    /// A word that is none of those that the field takes.
+    #[error("unknown {name} {} in {at}; {}", Quoted(word), advice(*meant, known))]
+    Word {
+        /// Path of the object.
+        at: String,
+        /// The field.
+        name: &'static str,
+        /// What it says.
+        word: String,
+        /// What the user may have meant.
+        meant: Option<&'static str>,
+        /// What it takes.
+        known: Vec<&'static str>,
+    },
+    /// A field that must be there is not.
+    #[error("`{name}` is missing in {at}; use {}", Words(known))]
+    Missing {
+        /// Path of the object.
+        at: String,
+        /// The field.
+        name: &'static str,
+        /// What it takes.
+        known: Vec<&'static str>,
+    },
+    /// A value of another type, or out of range.
+    #[error("{} must be {want}, not {got}", OneLine(at))]
+    Type {
+        /// Path of the value.
+        at: String,
+        /// What is expected.
+        want: &'static str,
+        /// What is there.
+        got: String,
+    },
+}
+
+/// What a document is called that has no name of its own.
+const DOCUMENT: &str = "the document";
 
 /// An object and where it is, such as `GpuConfig.sharing`.
 pub(super) struct Object<'v> {
@@ -17,6 +71,11 @@ impl<'v> Object<'v> {
             Value::Object(fields) => Ok(Self { path: path.to_owned(), fields }),
             other => Err(Error::Type { at: path.to_owned(), want: "an object", got: of(other) }),
         }
+    }
+
+    /// Takes a whole document as an object; its fields have paths without a root.
+    pub(super) fn document(value: &'v Value) -> Result<Self, Error> {
+        Self::new(DOCUMENT, value)
     }
 
     /// The same object under another name.
@@ -37,8 +96,21 @@ impl<'v> Object<'v> {
         })
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Where a field of it is.
+    pub(super) fn at(&self, name: &str) -> String {
+        match self.path.as_str() {
+            DOCUMENT => name.to_owned(),
+            path => format!("{path}.{name}"),
+        }
+    }
+
     /// A field that is there; `null` is as good as absent, as in Kubernetes.
-    fn get(&self, name: &str) -> Option<&'v Value> {
+    pub(super) fn get(&self, name: &str) -> Option<&'v Value> {
         self.fields.get(name).filter(|value| !value.is_null())
     }
 
@@ -47,19 +119,35 @@ impl<'v> Object<'v> {
         self.get(name).is_some()
     }
 
-    fn wrong<T>(&self, name: &str, want: &'static str, got: &Value) -> Result<T, Error> {
-        Err(Error::Type { at: format!("{}.{name}", self.path), want, got: of(got) })
+    /// Says that a field must be something else.
+    pub(super) fn wrong<T>(&self, name: &str, want: &'static str, got: &Value) -> Result<T, Error> {
+        Err(Error::Type { at: self.at(name), want, got: of(got) })
     }
 
     /// An object in this one.
     pub(super) fn object(&self, name: &str) -> Result<Option<Self>, Error> {
-        let at = || format!("{}.{name}", self.path);
-        self.get(name).map(|value| Self::new(&at(), value)).transpose()
+        self.get(name).map(|value| Self::new(&self.at(name), value)).transpose()
     }
 
-    /// Says that the parameters in `field` are those of another strategy.
-    pub(super) fn mixed(&self, field: &'static str, strategy: &'static str) -> Error {
-        Error::Mixed { at: self.path.clone(), field, strategy }
+    /// The objects of a list in this one; none without a list.
+    pub(super) fn objects(&self, name: &str) -> Result<Vec<Self>, Error> {
+        let at = self.at(name);
+        let items = match self.get(name) {
+            None => &[][..],
+            Some(Value::Array(items)) => items,
+            Some(other) => return self.wrong(name, "a list", other),
+        };
+        let item = |(i, item): (usize, &'v Value)| Self::new(&format!("{at}[{i}]"), item);
+        items.iter().enumerate().map(item).collect()
+    }
+
+    /// A text.
+    pub(super) fn text(&self, name: &str) -> Result<Option<&'v str>, Error> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => self.wrong(name, "a string", other),
+        }
     }
 
     /// Checks a boolean.
@@ -100,17 +188,22 @@ impl<'v> Object<'v> {
         name: &'static str,
         choices: &[(&'static str, T)],
     ) -> Result<Option<T>, Error> {
-        let text = match self.get(name) {
-            None => return Ok(None),
-            Some(Value::String(text)) => text,
-            Some(other) => return self.wrong(name, "a string", other),
-        };
-        if let Some((_, chosen)) = choices.iter().find(|(word, _)| word == text) {
-            return Ok(Some(*chosen));
+        self.text(name)?.map(|text| self.one_of(name, text, choices)).transpose()
+    }
+
+    /// What a word of field `name` stands for.
+    pub(super) fn one_of<T: Copy>(
+        &self,
+        name: &'static str,
+        word: &str,
+        choices: &[(&'static str, T)],
+    ) -> Result<T, Error> {
+        if let Some((_, chosen)) = choices.iter().find(|(known, _)| *known == word) {
+            return Ok(*chosen);
         }
         let known: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
-        let meant = closest(text, &known);
-        Err(Error::Word { at: self.path.clone(), name, word: text.clone(), meant, known })
+        let meant = closest(word, &known);
+        Err(Error::Word { at: self.path.clone(), name, word: word.to_owned(), meant, known })
     }
 
     /// One of the words in `choices`, which must be there.
@@ -179,6 +272,58 @@ fn is_exponent(suffix: &str) -> bool {
     let digits =
         suffix.strip_prefix(['e', 'E']).map(|rest| rest.strip_prefix(['+', '-']).unwrap_or(rest));
     digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// What a user may do about a word that is not known.
+fn advice(meant: Option<&'static str>, known: &[&'static str]) -> String {
+    match meant {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("use {}", Words(known)),
+    }
+}
+
+/// Words to choose from: "`a`, `b` or `c`".
+struct Words<'w>(&'w [&'static str]);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, word) in self.0.iter().enumerate() {
+            let before = match self.0.len() - i {
+                _ if i == 0 => "",
+                1 => " or ",
+                _ => ", ",
+            };
+            write!(f, "{before}`{word}`")?;
+        }
+        Ok(())
+    }
+}
+
+/// A user's text on one line of bounded length: an event holds 1 KiB, parameters 10.
+pub(super) struct OneLine<'t>(pub(super) &'t str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 120;
+        for c in self.0.chars().take(LONGEST) {
+            if breaks(c) { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+        }
+        f.write_str(if self.0.chars().nth(LONGEST).is_some() { "…" } else { "" })
+    }
+}
+
+/// Whether a character ends the line, or turns what follows it round.
+fn breaks(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The same in backticks.
+pub(super) struct Quoted<'t>(pub(super) &'t str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", OneLine(self.0))
+    }
 }
 
 #[cfg(test)]
