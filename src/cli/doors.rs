@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How often the API server is asked whether it has DRA by now, and how soon again when it was away.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 const AWAY: Duration = Duration::from_secs(2);
 
 /// How often containers are compared with what the kubelet lists.

@@ -84,14 +84,14 @@ impl Driver {
     }
 
     /// Compares the records with what the kubelet lists: takes up what it gave out without us, notes the
-    /// names of containers, and lets go of what has ended. How many holders have gone.
-    pub async fn release_ended(self: &Arc<Self>) -> usize {
+    /// names of containers, and lets go of what has ended.
+    pub async fn release_ended(self: &Arc<Self>) {
         let _turn = self.comparing.lock().await;
         let listed = match self.pods.list().await {
             Ok(listed) => listed,
             Err(error) => {
                 tracing::debug!(error, "containers are not known");
-                return 0;
+                return;
             }
         };
         for container in &listed {
@@ -100,23 +100,18 @@ impl Driver {
             }
         }
         let ids: BTreeSet<&str> = listed.iter().map(|container| container.id.as_str()).collect();
-        let mut gone = 0;
         for record in self.ledger.all() {
             let Some(container) = record.plan.holder.container() else { continue };
             if ids.contains(container.id.as_str()) || self.is_fresh(&container.id) {
                 continue;
             }
             match self.let_go(&record.plan.holder).await {
-                Ok(()) => gone += 1,
+                Ok(()) => tracing::debug!(id = container.id, "released"),
                 Err(error) => {
                     tracing::warn!(id = container.id, error = %error.line(), "not released yet");
                 }
             }
         }
-        if gone > 0 {
-            self.renew_offer();
-        }
-        gone
     }
 
     async fn hold_device(self: &Arc<Self>, resource: &str, id: &str) -> Result<(), Error> {

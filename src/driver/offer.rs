@@ -101,13 +101,12 @@ impl Driver {
             ledger.mark_unchanged();
             config.mark_unchanged();
             self.renew_offer();
-            let changed = tokio::select! {
-                changed = machine.changed() => changed,
-                changed = ledger.changed() => changed,
-                changed = config.changed() => changed,
-            };
-            if changed.is_err() {
-                return;
+            tokio::select! {
+                Ok(()) = machine.changed() => {}
+                Ok(()) = ledger.changed() => {}
+                // One that nobody changes any more is still one.
+                Ok(()) = config.changed() => {}
+                else => return,
             }
         }
     }

@@ -60,8 +60,8 @@ impl Driver {
         self.hold(work, allocation).await
     }
 
-    /// Holds what was allocated. What a container holds that the kubelet has ended meanwhile is no
-    /// reason to refuse: the device plugin is not told of ends.
+    /// Holds what was allocated. A container that has ended meanwhile is no reason to refuse: the device
+    /// plugin is not told of ends. One that has not is named.
     pub(super) async fn hold(
         self: &Arc<Self>,
         work: Work,
@@ -69,9 +69,7 @@ impl Driver {
     ) -> Result<Vec<Answer>, Error> {
         match self.try_hold(work, allocation.clone()).await {
             Err(Error::Refusal(refusal)) if refusal.is_by_container() => {
-                if self.release_ended().await == 0 {
-                    return Err(Error::Refusal(refusal));
-                }
+                self.release_ended().await;
                 self.try_hold(self.begin()?, allocation).await
             }
             held => held,

@@ -168,7 +168,8 @@ async fn a_socket_that_is_taken_away_is_made_again() {
 async fn a_directory_that_is_made_again_is_found() {
     let testbed = start(node(Model::L4, 1)).await;
     let before = testbed.kubelet.state().plugin_registrations;
-    std::fs::remove_dir_all(testbed.device_plugins_dir()).unwrap();
+    let dir = testbed.device_plugins_dir();
+    std::fs::rename(&dir, dir.with_extension("old")).unwrap();
     testbed.kubelet.serve_device_plugins().unwrap();
     let again = testbed.kubelet.wait_for(|state| state.plugin_registrations > before);
     testbed.agent.as_ref().unwrap().while_running(again).await.unwrap();
@@ -182,7 +183,7 @@ async fn a_kubelet_that_is_late_is_waited_for() {
     let options = testbed.agent_options("a").unwrap();
     let agent = Agent::spawn(&options).unwrap();
     let refused =
-        given::until("no kubelet", || agent.tail().contains("the kubelet does not answer"));
+        given::until("no kubelet", || agent.tail().contains("not registered with the kubelet"));
     agent.while_running(refused).await.unwrap();
     testbed.agent = Some(agent);
     testbed.kubelet.serve_device_plugins().unwrap();
