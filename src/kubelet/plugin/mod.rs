@@ -174,7 +174,9 @@ impl Resource {
         let listener = socket::bind(&self.socket).map_err(io::Error::other)?;
         let streams = watch::Sender::<Streams>::default();
         let told = streams.subscribe();
-        let service = Service::new(self.driver.clone(), self.name.clone(), streams);
+        // Streams outlive their server; they end when this is dropped.
+        let (_open, closed) = watch::channel(());
+        let service = Service::new(self.driver.clone(), self.name.clone(), streams, closed);
         let server = Server::builder()
             .add_service(DevicePluginServer::new(service))
             .serve_with_incoming(UnixListenerStream::new(listener));

@@ -27,6 +27,8 @@ pub(super) struct Service {
     driver: Arc<Driver>,
     resource: String,
     streams: watch::Sender<Streams>,
+    /// Nobody sends to it once the door is closed.
+    closed: watch::Receiver<()>,
 }
 
 /// What the kubelet is to do for a resource: containers whose devices are carved are announced, since after
@@ -45,8 +47,9 @@ impl Service {
         driver: Arc<Driver>,
         resource: String,
         streams: watch::Sender<Streams>,
+        closed: watch::Receiver<()>,
     ) -> Self {
-        Self { driver, resource, streams }
+        Self { driver, resource, streams, closed }
     }
 
     fn preferred(&self, request: &ContainerPreferredAllocationRequest) -> Vec<String> {
@@ -67,6 +70,7 @@ struct Telling {
     told: Option<Vec<Device>>,
     version: u64,
     stream: driver::Stream,
+    closed: watch::Receiver<()>,
     _open: Open,
 }
 
@@ -95,7 +99,10 @@ impl Telling {
         loop {
             if self.told.is_some() {
                 self.stream.sent(self.version);
-                self.offers.changed().await.ok()?;
+                tokio::select! {
+                    changed = self.offers.changed() => changed.ok()?,
+                    _ = self.closed.changed() => return None,
+                }
             }
             let now = self.offers.borrow_and_update().clone();
             self.version = now.version;
@@ -138,6 +145,7 @@ impl DevicePlugin for Service {
             told: None,
             version: 0,
             stream: self.driver.stream(),
+            closed: self.closed.clone(),
             _open: Open::new(self.streams.clone()),
         };
         let lists = stream::unfold(telling, |mut telling| async move {
