@@ -40,6 +40,24 @@ impl Cluster {
         Ok(())
     }
 
+    /// Checks that of these running pods no two have the same MIG device, or one a GPU of which another has some.
+    pub(crate) fn disjoint(&self, pods: &[&str]) -> anyhow::Result<()> {
+        let mut before: Vec<(&str, Devices)> = Vec::new();
+        for pod in pods {
+            let seen = self.seen(pod, "main")?;
+            for (other, had) in &before {
+                let both = had.gpus.intersection(&seen.gpus).next().is_some();
+                let apart = !had.mig.is_empty() && !seen.mig.is_empty();
+                ensure!(
+                    !both || apart && had.mig.is_disjoint(&seen.mig),
+                    "{pod} has {seen:?}, and {other} {had:?}"
+                );
+            }
+            before.push((pod, seen));
+        }
+        Ok(())
+    }
+
     /// By the claims' status and the hardware.
     fn allocated(&self, pod: &Value, container: &Value) -> anyhow::Result<Devices> {
         let node = pod["spec"]["nodeName"].as_str().context("the pod is on no node")?;

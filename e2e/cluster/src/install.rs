@@ -116,11 +116,18 @@ pub(crate) fn uninstall(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// What the chart renders with these values, or those that it has.
-pub(crate) fn rendered(cluster: &Cluster, values: Option<&Path>) -> anyhow::Result<String> {
+pub(crate) fn rendered(
+    cluster: &Cluster,
+    values: Option<&Path>,
+    setting: Option<&str>,
+) -> anyhow::Result<String> {
     let mut template = Command::new(cluster.programs.helm());
     template.args(["template", "kerf"]).arg(root().join("deploy/helm/kerf"));
     if let Some(values) = values {
         template.arg("--values").arg(values);
+    }
+    if let Some(setting) = setting {
+        template.args(["--set", setting]);
     }
     output(template.args(["--namespace", NAMESPACE]))
 }

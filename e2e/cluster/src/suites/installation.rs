@@ -35,14 +35,19 @@ fn manifest() -> std::path::PathBuf {
 }
 
 fn the_chart_renders_just_the_manifest(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let rendered = install::rendered(cluster, None)?;
-    let kept = fs::read_to_string(manifest())?;
-    let different = rendered.lines().zip(kept.lines()).find(|(rendered, kept)| rendered != kept);
-    ensure!(
-        rendered == kept,
-        "deploy/kerf.yaml is not what the chart renders ({different:?}): run `helm template kerf \
-         deploy/helm/kerf --namespace {NAMESPACE} > deploy/kerf.yaml`"
-    );
+    for (file, setting) in
+        [("kerf.yaml", None), ("kerf-device-plugin.yaml", Some("interface=device-plugin"))]
+    {
+        let rendered = install::rendered(cluster, None, setting)?;
+        let kept = fs::read_to_string(root().join("deploy").join(file))?;
+        let different = rendered.lines().zip(kept.lines()).find(|(new, kept)| new != kept);
+        let set = setting.map(|setting| format!(" --set {setting}")).unwrap_or_default();
+        ensure!(
+            rendered == kept,
+            "deploy/{file} is not what the chart renders ({different:?}): run `helm template kerf \
+             deploy/helm/kerf --namespace {NAMESPACE}{set} > deploy/{file}`"
+        );
+    }
     Ok(())
 }
 
@@ -52,6 +57,7 @@ fn a_bad_value_is_refused_by_its_name(cluster: &mut Cluster) -> anyhow::Result<(
         ("nvidiaDriverRoot=", "at '/nvidiaDriverRoot': '' does not match"),
         ("adoptMig=yes", "at '/adoptMig': value must be one of '', 'dynamic', 'static'"),
         ("healthcheckPort=70000", "at '/healthcheckPort': maximum: got 70,000, want 65,535"),
+        ("interface=plugin", "at '/interface': value must be one of 'auto', 'dra'"),
         ("cdiHooks=maybe", "at '/cdiHooks': got string, want boolean"),
         ("image.pullpolicy=Always", "at '/image': additional properties 'pullpolicy' not allowed"),
         ("image=null", "at '': missing property 'image'"),
@@ -109,6 +115,8 @@ fn nothing_has_more_rights_than_it_uses(cluster: &mut Cluster) -> anyhow::Result
         let expected = json!([
             "/var/lib/kubelet/plugins/gpu.nvidia.com",
             "/var/lib/kubelet/plugins_registry",
+            "/var/lib/kubelet/device-plugins",
+            "/var/lib/kubelet/pod-resources",
             "/var/run/cdi",
             "/",
             "/dev",
@@ -267,7 +275,7 @@ fn uninstalled(
 }
 
 fn the_manifest_installs_what_helm_does(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let rendered = install::rendered(cluster, Some(&install::values(cluster)?))?;
+    let rendered = install::rendered(cluster, Some(&install::values(cluster)?), None)?;
     let with_values = cluster.dir().join("kerf.yaml");
     files::write(&with_values, rendered)?;
     uninstalled(cluster, || {

@@ -2,6 +2,7 @@
 
 mod admission;
 mod allocation;
+mod both;
 mod compatibility;
 mod examples;
 mod installation;
@@ -27,6 +28,7 @@ pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
         life::tests(),
         restarts::tests(),
         refusals::tests(),
+        both::tests(),
         scale::tests(),
         installation::tests(),
     ];

@@ -274,14 +274,19 @@ fn a_killed_agent_is_registered_again(cluster: &mut Cluster) -> anyhow::Result<(
 /// The kubelet shows no devices for as long as no agent acts, and fails the pods that it looks at then: how
 /// many these are is printed.
 fn pods_come_and_go_while_agents_are_replaced(cluster: &mut Cluster) -> anyhow::Result<()> {
+    replace_under_load(cluster, &[])?;
+    install::install_plugin(cluster, &[])
+}
+
+/// Replaces the agents three times while pods come and go and one stays.
+pub(super) fn replace_under_load(cluster: &Cluster, settings: &[&str]) -> anyhow::Result<()> {
     let held = Held::new(cluster)?;
     let replaced = AtomicBool::new(false);
-    let on = &*cluster;
     let (pods, failed) = thread::scope(|scope| {
-        let churn = scope.spawn(|| churn(on, &replaced));
+        let churn = scope.spawn(|| churn(cluster, &replaced));
         let upgrades = (0..3).try_for_each(|upgrade| {
             let setting = format!("resources.requests.cpu={}m", 100 + upgrade);
-            install::install_plugin(on, &[&setting])
+            install::install_plugin(cluster, &[settings, &[&setting]].concat())
         });
         replaced.store(true, Ordering::Relaxed);
         let churn = churn.join().map_err(|_| anyhow!("the thread that makes pods panicked"))?;
@@ -289,7 +294,6 @@ fn pods_come_and_go_while_agents_are_replaced(cluster: &mut Cluster) -> anyhow::
         churn
     })?;
     println!("        {pods} pods came and went over three upgrades, {failed} were refused");
-    install::install_plugin(cluster, &[])?;
     held.goes_on(cluster)
 }
 
