@@ -77,7 +77,10 @@ async fn serve(
             let ended = async {
                 match &mut doors {
                     Some(doors) => doors.ended().await,
-                    None => Ok(end.clone().await),
+                    None => {
+                        end.clone().await;
+                        Ok(())
+                    }
                 }
             };
             tokio::select! {

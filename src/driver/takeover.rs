@@ -46,7 +46,7 @@ impl Driver {
         let records = Checkpoint::parse(&file).and_then(|kept| self.records_of(&kept, mig));
         let records = records.map_err(refused)?.into_iter();
         let new: Vec<_> =
-            records.filter(|record| self.ledger.get(&record.plan.holder.key()).is_none()).collect();
+            records.filter(|record| self.ledger.get(record.plan.holder.key()).is_none()).collect();
         let count = new.len();
         for record in new {
             self.ledger.save(record)?;

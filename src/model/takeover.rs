@@ -154,7 +154,7 @@ fn check_apart(records: &[Record]) -> Result<(), Refusal> {
     for record in records.iter().filter(prepared) {
         for held in record.held() {
             if let Some(other) = before.iter().find(|other| other.target.overlaps(held.target)) {
-                let (other, by) = (other.device.to_owned(), other.by.clone());
+                let (other, by) = (other.device.to_owned(), Box::new(other.by.clone()));
                 let reason = Reason::Overlap { device: held.device.to_owned(), other, by };
                 return Err(Refusal::of(held.by, reason));
             }

@@ -55,7 +55,7 @@ impl Site<'_> {
         let apart = |held: &&Held<'_>| !(share && held.shared && held.target == target);
         let same = self.held.iter().filter(apart).find(|held| held.target == target);
         if let Some(held) = same {
-            return Err(Reason::Held { by: held.by.clone() });
+            return Err(Reason::Held { by: Box::new(held.by.clone()) });
         }
         let mut others = self.held.iter().filter(apart);
         if let Some(held) = others.find(|held| held.target.overlaps(target)) {

@@ -70,7 +70,7 @@ pub enum Reason {
     #[error("held by {by}; wait until that is released, or {RESCHEDULE}")]
     Held {
         /// Which.
-        by: Holder,
+        by: Box<Holder>,
     },
     /// Another holder has what it lies on.
     #[error("{what} used by `{device}` of {by}; wait until that is released, or {RESCHEDULE}")]
@@ -80,7 +80,7 @@ pub enum Reason {
         /// The other device.
         device: String,
         /// Whose it is.
-        by: Holder,
+        by: Box<Holder>,
     },
     /// The claim has another device that it overlaps.
     #[error("overlaps device `{device}` of the same claim; claim one of them")]
@@ -247,6 +247,6 @@ impl Reason {
             Target::Mig { placement, .. } => Some(*placement),
         };
         let what = Extent { gpu: gpu.index, slices };
-        Self::Occupied { what, device: held.device.to_owned(), by: held.by.clone() }
+        Self::Occupied { what, device: held.device.to_owned(), by: Box::new(held.by.clone()) }
     }
 }

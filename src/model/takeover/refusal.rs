@@ -15,7 +15,7 @@ pub enum Refusal {
     #[error("{holder}: {reason}")]
     Claim {
         /// Whose.
-        holder: Holder,
+        holder: Box<Holder>,
         /// Why.
         reason: Box<Reason>,
     },
@@ -78,7 +78,7 @@ pub enum Reason {
         /// The other.
         other: String,
         /// Whose.
-        by: Holder,
+        by: Box<Holder>,
     },
     /// The file does not say who made a MIG device, and nobody else did.
     #[error(
@@ -90,6 +90,6 @@ pub enum Reason {
 
 impl Refusal {
     pub(super) fn of(holder: &Holder, reason: impl Into<Reason>) -> Self {
-        Self::Claim { holder: holder.clone(), reason: Box::new(reason.into()) }
+        Self::Claim { holder: Box::new(holder.clone()), reason: Box::new(reason.into()) }
     }
 }

@@ -61,19 +61,15 @@ impl World {
 
 /// Resources with the number of their devices, and of those that are healthy.
 fn counts(offer: &Offer) -> Vec<(&str, usize, usize)> {
-    let count = |(name, devices): (&'static str, &Vec<Offered>)| {
-        let healthy = devices.iter().filter(|device| device.unhealthy.is_none()).count();
-        (name, devices.len(), healthy)
-    };
     let resources = offer.resources.iter();
-    resources.map(|(name, devices)| count((leak(name), devices))).collect()
+    let counted = resources.map(|(name, devices)| {
+        let healthy = devices.iter().filter(|device| device.unhealthy.is_none()).count();
+        (name.as_str(), devices.len(), healthy)
+    });
+    counted.collect()
 }
 
-fn leak(name: &str) -> &'static str {
-    Box::leak(name.to_owned().into_boxed_str())
-}
-
-fn ids<'o>(offer: &'o Offer, resource: &str) -> Vec<String> {
+fn ids(offer: &Offer, resource: &str) -> Vec<String> {
     offer.resources[resource].iter().map(|device| device.id.to_string()).collect()
 }
 

@@ -133,7 +133,7 @@ fn what_was_carved_goes_by_its_cdi_name_whatever_is_configured() {
     let cdi = vec![format!("k8s.device-plugin.nvidia.com/gpu={id}")];
     let plain = Config { pass_device_specs: true, ..config([ListStrategy::Envvar]) };
     let expected = Response { cdi: cdi.clone(), ..Response::default() };
-    assert_eq!(answer(&plain, &[carved.clone()]), expected);
+    assert_eq!(answer(&plain, std::slice::from_ref(&carved)), expected);
     let annotated = answer(&config([ListStrategy::CdiAnnotations]), &[carved]);
     assert_eq!(annotated.annotations.values().collect::<Vec<_>>(), [&cdi[0]]);
     assert_eq!(annotated.cdi, [""; 0]);

@@ -12,19 +12,6 @@ fn check(cases: &[(&str, &str)], text: impl Fn(&str) -> String) {
 #[test]
 fn what_is_wrong_is_told_with_its_place() {
     let cases = [
-        ("a: [", "neither YAML nor JSON: unclosed bracket '[' at line 1, column 4"),
-        (
-            "a: 1\na: 2",
-            "neither YAML nor JSON: duplicate mapping key `a` is not allowed here at line 2, column 1",
-        ),
-        (
-            "a: 1\n---\nb: 2",
-            "neither YAML nor JSON: only single YAML document expected but multiple found at line 3, column 1",
-        ),
-        (
-            "a: *",
-            "neither YAML nor JSON: while scanning an anchor or alias, did not find expected alphabetic or numeric character at line 1, column 4",
-        ),
         ("[]", "the document must be an object, not a list"),
         ("v1", "the document must be an object, not `v1`"),
         ("version: v1beta1", "unknown version `v1beta1` in the document; use `v1`"),
@@ -64,6 +51,13 @@ fn what_is_wrong_is_told_with_its_place() {
             "flags: {plugin: {deviceListStrategy: {}}}",
             "flags.plugin.deviceListStrategy must be a string or a list of strings, not an object",
         ),
+    ];
+    check(&cases, str::to_owned);
+}
+
+#[test]
+fn what_is_wrong_with_resources_is_told_with_its_place() {
+    let cases = [
         (
             "imex: {channelIDs: [0, 1]}",
             "imex.channelIDs[1] must be 0, the only channel that containers get, not `1`",
@@ -93,6 +87,26 @@ fn what_is_wrong_is_told_with_its_place() {
         (
             "sharing: {mps: {resources: [{name: gpu, replicas: 1}]}}",
             "sharing.mps.resources[0].replicas must be a whole number of at least 2, not `1`",
+        ),
+    ];
+    check(&cases, str::to_owned);
+}
+
+#[test]
+fn what_is_no_document_is_told_with_its_place() {
+    let cases = [
+        ("a: [", "neither YAML nor JSON: unclosed bracket '[' at line 1, column 4"),
+        (
+            "a: 1\na: 2",
+            "neither YAML nor JSON: duplicate mapping key `a` is not allowed here at line 2, column 1",
+        ),
+        (
+            "a: 1\n---\nb: 2",
+            "neither YAML nor JSON: only single YAML document expected but multiple found at line 3, column 1",
+        ),
+        (
+            "a: *",
+            "neither YAML nor JSON: while scanning an anchor or alias, did not find expected alphabetic or numeric character at line 1, column 4",
         ),
     ];
     check(&cases, str::to_owned);
