@@ -7,7 +7,7 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 use kerf_testbed::{
     agent::Agent,
     kubelet::Plugin,
-    node::{DRIVER, Testbed},
+    node::{Builder, DRIVER, Testbed},
 };
 use rustix::process::{Signal, kill_process};
 use tokio::time::sleep;
@@ -79,6 +79,22 @@ pub(crate) async fn memory(table: &mut Table) -> anyhow::Result<()> {
         }
     }
     resident(table, &testbed, "idle agent after 100 claims", None).await
+}
+
+/// The same with both doors open, every placement offered, a configuration file and node labels.
+pub(crate) async fn memory_with_all(table: &mut Table) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let [config, labels] = ["config.yaml", "labels"].map(|name| dir.path().join(name));
+    std::fs::write(&config, "version: v1\nflags: {migStrategy: mixed}\n")?;
+    let flags = [
+        "--interface=both".to_owned(),
+        "--mig-on-demand".to_owned(),
+        format!("--config-file={}", config.display()),
+        format!("--node-labels-file={}", labels.display()),
+    ];
+    let testbed = flags.into_iter().fold(node(), Builder::flag).start().await?;
+    testbed.kubelet.wait_for(|state| state.resources.contains_key("nvidia.com/mig-1g.10gb")).await;
+    resident(table, &testbed, "idle agent with all of it on", Some(18.0)).await
 }
 
 async fn resident(

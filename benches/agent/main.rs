@@ -26,6 +26,7 @@ async fn measure(table: &mut Table) -> anyhow::Result<()> {
     life::start(table).await?;
     life::wiped(table).await?;
     life::memory(table).await?;
+    life::memory_with_all(table).await?;
     calls::one_claim(table).await?;
     calls::batch(table).await?;
     calls::side_by_side(table).await?;

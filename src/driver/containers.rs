@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 
 use super::{Driver, Error, now};
 use crate::model::{
+    cdi,
     claim::{Allocation, AllocationResult},
     device::{Device, Part, Target},
     holder::{Container, Holder},
@@ -254,6 +255,7 @@ impl Driver {
             target: device.target(),
             origin: Origin::Found,
         };
+        let cdi = vec![cdi::plugin_name(&id.device_name())];
         Record {
             version: record::VERSION,
             boot_id: self.boot_id.clone(),
@@ -263,7 +265,7 @@ impl Driver {
                 pods: Vec::new(),
                 devices: vec![planned],
             },
-            state: State::Prepared { devices: vec![PreparedDevice { uuid, cdi: Vec::new() }] },
+            state: State::Prepared { devices: vec![PreparedDevice { uuid, cdi }] },
         }
     }
 

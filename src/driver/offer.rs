@@ -91,7 +91,8 @@ impl Driver {
         Stream { driver: self.clone(), number, sent }
     }
 
-    /// Keeps the offer up to date for as long as there is a configuration to come.
+    /// Keeps the offer up to date, and the CDI file of what is offered: a container that starts again after a reboot
+    /// is not allocated anew.
     pub async fn describe_offer(self: Arc<Self>) {
         let mut machine = self.machine.watch();
         let mut ledger = self.ledger_changes();
@@ -101,6 +102,7 @@ impl Driver {
             ledger.mark_unchanged();
             config.mark_unchanged();
             self.renew_offer();
+            self.keep_plugin_spec().await;
             tokio::select! {
                 Ok(()) = machine.changed() => {}
                 Ok(()) = ledger.changed() => {}
@@ -108,6 +110,15 @@ impl Driver {
                 Ok(()) = config.changed() => {}
                 else => return,
             }
+        }
+    }
+
+    async fn keep_plugin_spec(self: &Arc<Self>) {
+        if self.machine.nvml().is_err() {
+            return;
+        }
+        if let Err(error) = self.off_thread(Self::write_plugin_spec).await {
+            tracing::warn!(error = %error.line(), "the device plugin's CDI file is not as it should be");
         }
     }
 

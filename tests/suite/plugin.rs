@@ -294,6 +294,59 @@ async fn what_a_claim_holds_is_out_of_the_kubelets_reach_and_the_other_way_round
     offers(&testbed, GPU, 1).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_split_between_the_doors() {
+    let builder = given::node(Model::L4, 3).flag("--interface=both").flag("--device-plugin-gpus=1");
+    let testbed = builder.start().await.unwrap();
+    offers(&testbed, GPU, 1).await;
+    let state = testbed.kubelet.state();
+    assert_eq!(state.resources[GPU].devices.keys().collect::<Vec<_>>(), [&uuids(&testbed)[1]]);
+    let slices = testbed.published().await;
+    let devices = slices.iter().flat_map(|slice| slice.spec.devices.iter().flatten());
+    assert_eq!(devices.map(|device| &*device.name).collect::<Vec<_>>(), ["gpu-0", "gpu-2"]);
+}
+
+/// Strategies, IDs and shares by a configuration file, which takes effect when it changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_is_edited_takes_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.yaml");
+    std::fs::write(&file, "version: v1\nflags: {plugin: {deviceListStrategy: envvar}}\n").unwrap();
+    let testbed = start(node(Model::L4, 2).flag(format!("--config-file={}", file.display()))).await;
+    let allocation = admit(&testbed, "pod", &[(GPU, 1)]).await.unwrap();
+    let envs =
+        BTreeMap::from([("NVIDIA_VISIBLE_DEVICES".to_owned(), ids(&allocation, GPU)[0].clone())]);
+    assert_eq!(run(&testbed, "pod").await, RunOptions { envs, ..RunOptions::default() });
+    testbed.kubelet.end_pod(&pod("pod"));
+
+    let shared = "sharing: {timeSlicing: {failRequestsGreaterThanOne: true, resources: [{name: gpu, replicas: 4}]}}";
+    std::fs::write(&file, format!("version: v1\n{shared}\n")).unwrap();
+    offers(&testbed, GPU, 8).await;
+    admit(&testbed, "one", &[(GPU, 1)]).await.unwrap();
+    let refused = admit(&testbed, "two", &[(GPU, 2)]).await.unwrap_err().to_string();
+    let expected = "invalid allocation request for \"nvidia.com/gpu\": invalid request: maximum request size for \
+        shared resources is 1; found 2";
+    assert!(refused.contains(expected), "{refused}");
+
+    // What cannot be read changes nothing, and is said.
+    std::fs::write(&file, "version: v1\nsharring: {}\n").unwrap();
+    let said = || given::status(&testbed).is_some_and(|s| s.warnings.join("").contains("sharring"));
+    given::until("the warning", said).await;
+    assert_eq!(testbed.kubelet.state().resources[GPU].allocatable(), 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_reboot_the_cdi_file_is_there_before_a_container_starts() {
+    let mut testbed = start(node(Model::L4, 1)).await;
+    admit(&testbed, "pod", &[(GPU, 1)]).await.unwrap();
+    testbed.agent = None;
+    std::fs::remove_file(testbed.cdi_root().join(PLUGIN_FILE)).unwrap();
+    testbed.start_plugin_agent("b", GPU).await.unwrap();
+    let name = run(&testbed, "pod").await.cdi_devices.remove(0);
+    given::until("the file", || testbed.cdi_root().join(PLUGIN_FILE).exists()).await;
+    assert!(nodes(&testbed, &name).contains(&"/dev/nvidia0".to_owned()));
+}
+
 /// Names of the devices that are tainted.
 fn tainted(testbed: &Testbed) -> Vec<String> {
     let slices = testbed.slices();

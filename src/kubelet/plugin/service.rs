@@ -188,8 +188,9 @@ impl DevicePlugin for Service {
     }
 }
 
+/// A claim is asked for again; a pod of the device plugin has failed for good.
 fn refused(error: &driver::Error) -> Status {
-    let line = error.line();
+    let line = error.line().replace("the kubelet will ask again", "make the pod again");
     tracing::warn!("{line}");
     match error {
         driver::Error::HandingOver => Status::unavailable(line),
