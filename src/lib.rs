@@ -10,6 +10,8 @@
 //!                                            │
 //! kubelet ──► kubelet::dra ──► driver::prepare: cluster claim ──► model::claim ──► model::plan
 //!             ──► record Preparing ──► carve ──► CDI file ──► record Prepared ──► answer
+//!
+//! model::plugin::offer ──► kubelet::plugin ──► kubelet ──► driver::containers ──► the same from model::plan on
 //! ```
 //!
 //! Layout, and who may import whom:
@@ -18,7 +20,7 @@
 //! * [`node`]: the machine: NVML, the host's files, records and CDI files on disk. Imports `model`.
 //! * [`cluster`]: the API server: claims in, slices and events out. Imports `model`.
 //! * [`driver`]: the order of things: prepare, unprepare, recover. Imports `node`, `cluster`, `model`.
-//! * [`kubelet`]: the kubelet's sockets. Imports `driver`, `model`, `proto`.
+//! * [`kubelet`]: the kubelet's sockets: claims, extended resources, pod resources. Imports `driver`, `model`, `proto`.
 //! * [`telemetry`]: what the agent says about itself. Imports `model`.
 //! * [`cli`]: one file per subcommand; it alone wires the rest together.
 //! * [`proto`]: the wire contracts, generated.
