@@ -41,6 +41,7 @@ const CONTAINERD: &str = "v2.4.2";
 const ETCD: &str = "v3.7.0";
 const CNI: &str = "v1.9.0";
 const HELM: &str = "v4.3.1";
+const NVIDIA_DEVICE_PLUGIN: &str = "v0.17.4";
 
 /// Where the programs are.
 #[derive(Clone, Debug)]
@@ -159,6 +160,25 @@ fn helm() -> anyhow::Result<PathBuf> {
         let packages = ["helm.sh/helm/v4/cmd/helm".to_owned()];
         go_build(out, &module("helm.sh/helm/v4", HELM, &packages), &[], "", &packages)
     })
+}
+
+/// NVIDIA's own device plugin, which nodes have before Kerf; built when a test wants it.
+pub(crate) fn nvidia_device_plugin() -> anyhow::Result<PathBuf> {
+    const NAME: &str = "nvidia-device-plugin";
+    let built = cached(&format!("{NAME}-{NVIDIA_DEVICE_PLUGIN}"), |out| {
+        let from = "github.com/NVIDIA/k8s-device-plugin";
+        let package = format!("{from}/cmd/{NAME}");
+        let module = module(from, NVIDIA_DEVICE_PLUGIN, std::slice::from_ref(&package));
+        let sources = out.join("module");
+        fs::create_dir(&sources)?;
+        crate::files::write(&sources.join("go.mod"), module)?;
+        go().current_dir(&sources).args(["mod", "tidy"]).run()?;
+        // It loads NVML through C.
+        let mut build = go();
+        build.current_dir(&sources).env("CGO_ENABLED", "1");
+        build.args(["build", "-o"]).arg(out.join(NAME)).arg(package).run()
+    })?;
+    Ok(built.join(NAME))
 }
 
 /// A module of our own whose tools these packages are.

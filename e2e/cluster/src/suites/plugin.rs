@@ -14,7 +14,8 @@ use crate::{
     cluster::Cluster,
     install::{self, NAMESPACE},
     manifests::{extended, merge},
-    wait,
+    node::SIMULATED,
+    programs, wait,
 };
 
 tests!("plugin":
@@ -25,6 +26,7 @@ tests!("plugin":
     mig_devices_are_carved_and_taken_away,
     a_reboot_carves_again_what_pods_had,
     a_configuration_is_chosen_by_the_nodes_label,
+    nvidias_plugin_is_replaced_under_its_pods,
     a_restarted_kubelet_knows_the_devices_again,
     a_killed_agent_is_registered_again,
     pods_come_and_go_while_agents_are_replaced,
@@ -215,6 +217,39 @@ fn a_configuration_is_chosen_by_the_nodes_label(cluster: &mut Cluster) -> anyhow
         label("-")?;
         offers(cluster, GPU, 8)
     })
+}
+
+/// The steps of `docs/device-plugin.md`, with the real one. Its pods get an environment that only NVIDIA's runtime
+/// understands, so what they see is not looked at.
+fn nvidias_plugin_is_replaced_under_its_pods(cluster: &mut Cluster) -> anyhow::Result<()> {
+    const NAME: &str = "nvidia-device-plugin";
+    let program = programs::nvidia_device_plugin()?;
+    install::uninstall(cluster)?;
+    offers(cluster, GPU, 0)?;
+    let node = cluster.node();
+    let mut plugin = node.command(program)?;
+    plugin.args(["--device-list-strategy=envvar", "--container-driver-root=/run/nvidia/driver"]);
+    plugin.env("KERF_NVML_MACHINE", format!("/run/nvidia/driver/{SIMULATED}"));
+    node.daemons.start(NAME, &mut plugin)?;
+    offers(cluster, GPU, 8)?;
+    cluster.apply(&[extended("held", &[(GPU, 1)])])?;
+    cluster.running(&["held"])?;
+
+    install::install_plugin(cluster, &[])?;
+    cluster.node().daemons.stop(NAME)?;
+    offers(cluster, GPU, 8)?;
+    wait::until("the agent to know the pod of before", || {
+        let containers = status(cluster)?["containers"].take();
+        Ok(containers[0]["container"]["pod"] == "held" && containers[0]["origin"] == "found")
+    })?;
+    cluster.apply(&[extended("others", &[(GPU, 7)])])?;
+    cluster.running(&["others"])?;
+    cluster.check_devices("others")?;
+    cluster.apply(&[extended("late", &[(GPU, 1)])])?;
+    cluster.unschedulable("late")?;
+    cluster.delete_pods(&["held"])?;
+    cluster.running(&["late"])?;
+    cluster.check_devices("late")
 }
 
 /// A pod with a GPU that must not notice what happens.
