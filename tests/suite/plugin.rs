@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kerf::model::cdi::{PLUGIN_FILE, Spec};
+use hyper_util::rt::TokioIo;
+use kerf::{
+    model::cdi::{PLUGIN_FILE, Spec},
+    proto::device_plugin::{Empty, ListAndWatchResponse, device_plugin_client::DevicePluginClient},
+};
 use kerf_nvml::{Effect, Fault, Model};
 use kerf_testbed::{
     agent::Agent,
@@ -10,6 +14,8 @@ use kerf_testbed::{
     kubelet::{self, AdmissionError, Allocation, Authority, PodRef, RunOptions},
     node::{Builder, DRIVER, Testbed},
 };
+use tokio::net::UnixStream;
+use tonic::transport::Endpoint;
 
 use crate::{
     claims::{prepare, unprepare},
@@ -345,6 +351,71 @@ async fn after_a_reboot_the_cdi_file_is_there_before_a_container_starts() {
     let name = run(&testbed, "pod").await.cdi_devices.remove(0);
     given::until("the file", || testbed.cdi_root().join(PLUGIN_FILE).exists()).await;
     assert!(nodes(&testbed, &name).contains(&"/dev/nvidia0".to_owned()));
+}
+
+/// A stream of lists from the socket that the kubelet calls.
+async fn stream(testbed: &Testbed) -> tonic::Streaming<ListAndWatchResponse> {
+    let socket = testbed.kubelet.state().resources[GPU].endpoint.clone().unwrap();
+    let connect = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    let channel = endpoint.connect_with_connector(connect).await.unwrap();
+    DevicePluginClient::new(channel).list_and_watch(Empty {}).await.unwrap().into_inner()
+}
+
+/// The healthy devices of the next list of a stream.
+async fn healthy(stream: &mut tonic::Streaming<ListAndWatchResponse>) -> usize {
+    let list = stream.message().await.unwrap().unwrap();
+    list.devices.iter().filter(|device| device.health == "Healthy").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_stream_is_told_all_and_none_is_needed_to_notice() {
+    let testbed = start(node(Model::L4, 2)).await;
+    let mut streams = [stream(&testbed).await, stream(&testbed).await];
+    for stream in &mut streams {
+        assert_eq!(healthy(stream).await, 2);
+    }
+    testbed.machine.lose_gpu(1).unwrap();
+    for stream in &mut streams {
+        assert_eq!(healthy(stream).await, 1);
+    }
+    testbed.kubelet.stop().await;
+    drop(streams);
+    testbed.machine.find_gpu(1).unwrap();
+    testbed.machine.reset_gpu(1).unwrap();
+    testbed.machine.lose_gpu(0).unwrap();
+    testbed.kubelet.restart().await.unwrap();
+    offers(&testbed, GPU, 1).await;
+    let lost = &uuids(&testbed)[0];
+    given::until("the other GPU", || {
+        let state = testbed.kubelet.state();
+        let devices = &state.resources[GPU].devices;
+        devices.len() == 2 && !devices[lost].healthy
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_go_by_nvmls_index_where_that_is_asked_for() {
+    let builder = node(Model::H100_80, 2)
+        .flag("--mig-strategy=mixed")
+        .flag("--device-list-strategy=envvar")
+        .flag("--device-id-strategy=index");
+    let testbed = start(builder).await;
+    testbed.machine.set_mig_mode(0, true).unwrap();
+    testbed.machine.create_instance(0, 19, 0, true).unwrap();
+    testbed.machine.create_instance(0, 9, 4, true).unwrap();
+    // NVML counts by the ids of GPU instances, of which large ones have the low.
+    let (whole, part) = (GPU, "nvidia.com/mig-3g.40gb");
+    offers(&testbed, part, 1).await;
+    for (name, resource, said) in [("whole", whole, "1"), ("part", part, "0:0")] {
+        admit(&testbed, name, &[(resource, 1)]).await.unwrap();
+        let envs = run(&testbed, name).await.envs;
+        assert_eq!(envs["NVIDIA_VISIBLE_DEVICES"], said);
+    }
 }
 
 /// Names of the devices that are tainted.
