@@ -112,7 +112,9 @@ async fn mig_devices_are_carved_for_a_container_and_go_with_it() {
     let testbed = start(node(Model::H100_80, 2).flag("--mig-on-demand")).await;
     let small = "nvidia.com/mig-1g.10gb";
     let half = "nvidia.com/mig-3g.40gb";
+    // Of a resource that it does not know yet the kubelet gives nothing.
     offers(&testbed, small, 14).await;
+    offers(&testbed, half, 4).await;
     let allocation = admit(&testbed, "parts", &[(small, 2), (half, 1)]).await.unwrap();
     let [first, second] = ids(&allocation, small).try_into().unwrap();
     assert!(first.contains("-mig-19-") && second.contains("-mig-19-"), "{first} {second}");

@@ -228,7 +228,8 @@ fn nvidias_plugin_is_replaced_under_its_pods(cluster: &mut Cluster) -> anyhow::R
     offers(cluster, GPU, 0)?;
     let node = cluster.node();
     let mut plugin = node.command(program)?;
-    plugin.args(["--device-list-strategy=envvar", "--container-driver-root=/run/nvidia/driver"]);
+    plugin.arg("--device-list-strategy=envvar");
+    plugin.env("LD_LIBRARY_PATH", "/run/nvidia/driver/usr/lib/x86_64-linux-gnu");
     plugin.env("KERF_NVML_MACHINE", format!("/run/nvidia/driver/{SIMULATED}"));
     node.daemons.start(NAME, &mut plugin)?;
     offers(cluster, GPU, 8)?;
