@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use k8s_openapi::api::resource::v1::ResourceSlice;
+use kerf::node::store::write_atomic;
 use kerf_testbed::{
     agent::Agent,
     kubelet::Plugin,
@@ -85,7 +86,7 @@ pub(crate) async fn memory(table: &mut Table) -> anyhow::Result<()> {
 pub(crate) async fn memory_with_all(table: &mut Table) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let [config, labels] = ["config.yaml", "labels"].map(|name| dir.path().join(name));
-    std::fs::write(&config, "version: v1\nflags: {migStrategy: mixed}\n")?;
+    write_atomic(&config, b"flags: {migStrategy: mixed}", 0o644)?;
     let flags = [
         "--interface=both".to_owned(),
         "--mig-on-demand".to_owned(),

@@ -154,9 +154,11 @@ impl Ready {
                 () = ended(&mut plugin) => bail!(DIRECTORY_GONE),
             }
         }
-        if interface == Interface::Auto && early.is_none() {
+        // What was served before goes on without an API server.
+        let claims = driver.records().iter().any(|record| record.plan.holder.claim().is_some());
+        if interface == Interface::Auto && early.is_none() && !claims {
             tokio::select! {
-                opened = self.until_dra(args, driver) => plugin = opened?,
+                until = self.until_dra(args, driver, &mut plugin) => until?,
                 () = end.clone() => return Ok(()),
             }
         }
@@ -181,27 +183,31 @@ impl Ready {
         }
     }
 
-    /// Returns when the API server has DRA, with the device plugin, which is open as long as it has not.
-    async fn until_dra(&self, args: &Args, driver: &Arc<Driver>) -> anyhow::Result<Option<Task>> {
-        let mut plugin = None;
+    /// Returns when the API server has DRA. As long as it has not, the device plugin is open.
+    async fn until_dra(
+        &self,
+        args: &Args,
+        driver: &Arc<Driver>,
+        plugin: &mut Option<Task>,
+    ) -> anyhow::Result<()> {
+        let containers = driver.records().iter().any(|one| one.plan.holder.container().is_some());
         loop {
-            let pause = match cluster::serves_dra(&self.cluster).await {
-                Ok(true) => return Ok(plugin),
-                Ok(false) => {
-                    if plugin.is_none() {
-                        tracing::info!("the API server has no resource.k8s.io/v1: device plugin");
-                        plugin = Some(self.open_plugin(args, driver));
-                    }
-                    ASK_AGAIN
-                }
+            let served = cluster::serves_dra(&self.cluster).await;
+            let pause = match &served {
+                Ok(true) => return Ok(()),
+                Ok(false) => ASK_AGAIN,
                 Err(error) => {
                     tracing::warn!(%error, "not known yet whether claims are served");
                     AWAY
                 }
             };
+            if plugin.is_none() && (served.is_ok() || containers) {
+                tracing::info!("no claims are served: extended resources are");
+                *plugin = Some(self.open_plugin(args, driver));
+            }
             tokio::select! {
                 () = sleep(pause) => {}
-                () = ended(&mut plugin) => bail!(DIRECTORY_GONE),
+                () = ended(plugin) => bail!(DIRECTORY_GONE),
             }
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use hyper_util::rt::TokioIo;
 use kerf::{
     model::cdi::{PLUGIN_FILE, Spec},
+    node::store::write_atomic,
     proto::device_plugin::{Empty, ListAndWatchResponse, device_plugin_client::DevicePluginClient},
 };
 use kerf_nvml::{Effect, Fault, Model};
@@ -319,7 +320,8 @@ async fn a_node_is_split_between_the_doors() {
 async fn a_configuration_that_is_edited_takes_effect() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.yaml");
-    std::fs::write(&file, "version: v1\nflags: {plugin: {deviceListStrategy: envvar}}\n").unwrap();
+    let write = |text: &str| write_atomic(&file, text.as_bytes(), 0o644).unwrap();
+    write("flags: {plugin: {deviceListStrategy: envvar}}");
     let testbed = start(node(Model::L4, 2).flag(format!("--config-file={}", file.display()))).await;
     let allocation = admit(&testbed, "pod", &[(GPU, 1)]).await.unwrap();
     let envs =
@@ -328,7 +330,7 @@ async fn a_configuration_that_is_edited_takes_effect() {
     testbed.kubelet.end_pod(&pod("pod"));
 
     let shared = "sharing: {timeSlicing: {failRequestsGreaterThanOne: true, resources: [{name: gpu, replicas: 4}]}}";
-    std::fs::write(&file, format!("version: v1\n{shared}\n")).unwrap();
+    write(shared);
     offers(&testbed, GPU, 8).await;
     admit(&testbed, "one", &[(GPU, 1)]).await.unwrap();
     let refused = admit(&testbed, "two", &[(GPU, 2)]).await.unwrap_err().to_string();
@@ -337,7 +339,7 @@ async fn a_configuration_that_is_edited_takes_effect() {
     assert!(refused.contains(expected), "{refused}");
 
     // What cannot be read changes nothing, and is said.
-    std::fs::write(&file, "version: v1\nsharring: {}\n").unwrap();
+    write("sharring: {}");
     let said = || given::status(&testbed).is_some_and(|s| s.warnings.join("").contains("sharring"));
     given::until("the warning", said).await;
     assert_eq!(testbed.kubelet.state().resources[GPU].allocatable(), 8);
