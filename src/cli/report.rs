@@ -15,10 +15,12 @@ use crate::{
         machine::{Library, Machine},
     },
     kubelet::{Registration, plugin},
-    model::plugin::offer::Offered,
-    model::status::{
-        AgentState, AgentStatus, ClaimStatus, ContainerStatus, KubeletStatus, NotServed, Published,
-        ResourceStatus, Status,
+    model::{
+        plugin::offer::Offered,
+        status::{
+            AgentState, AgentStatus, ClaimStatus, ContainerStatus, KubeletStatus, NotServed,
+            Published, ResourceStatus, Status,
+        },
     },
 };
 

@@ -8,6 +8,9 @@ use super::*;
 use crate::{
     cli::samples::{BOOT, cut, h100, preparing, record},
     model::{
+        gpu::Gpu,
+        holder::{Container, ContainerName, Holder},
+        plan::Plan,
         record::Record,
         status::{KubeletStatus, NotServed, Published},
     },
@@ -106,6 +109,42 @@ fn an_agent_that_does_not_serve_says_why() {
         only(AgentState::WaitingForDriver { reason: "no `libnvidia-ml.so.1`".to_owned() }),
         "agent 0.1.0 · up 3d · waiting for the driver: no `libnvidia-ml.so.1`\n\nno claims\n"
     );
+}
+
+/// A device that a container has.
+fn given(id: &str, name: Option<[&str; 3]>, gpu: &Gpu) -> Record {
+    let name = name.map(|[namespace, pod, container]| ContainerName {
+        namespace: namespace.to_owned(),
+        pod: pod.to_owned(),
+        container: container.to_owned(),
+    });
+    let container = Container { id: id.to_owned(), resource: "nvidia.com/gpu".to_owned(), name };
+    let of_claim = record("ml/x", gpu, None, Origin::Found);
+    Record { plan: Plan { holder: Holder::Container(container), ..of_claim.plan }, ..of_claim }
+}
+
+#[test]
+fn extended_resources_and_their_containers_have_tables_of_their_own() {
+    let known = given("GPU-1", Some(["web", "infer-0", "main"]), &h100(0));
+    let records = [known, given("GPU-2", None, &h100(1))];
+    let resource = |name: &str, registered, error: Option<&str>| ResourceStatus {
+        name: name.to_owned(),
+        devices: 8,
+        healthy: 6,
+        taken: 2,
+        registered,
+        error: error.map(str::to_owned),
+    };
+    let status = Status {
+        agent: agent(AgentState::Serving),
+        resources: vec![
+            resource("nvidia.com/gpu", true, None),
+            resource("nvidia.com/mig-1g.10gb", false, Some("the kubelet does not answer")),
+        ],
+        containers: ContainerStatus::of(&records, BOOT),
+        ..Status::default()
+    };
+    assert_snapshot!(rendered(&status));
 }
 
 #[test]

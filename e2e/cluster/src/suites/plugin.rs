@@ -4,12 +4,13 @@
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow, ensure};
 use serde_json::{Value, json};
 
-use super::tests;
+use super::{restarts::gap, tests};
 use crate::{
     cluster::Cluster,
     install::{self, NAMESPACE},
@@ -318,19 +319,25 @@ fn pods_come_and_go_while_agents_are_replaced(cluster: &mut Cluster) -> anyhow::
 pub(super) fn replace_under_load(cluster: &Cluster, settings: &[&str]) -> anyhow::Result<()> {
     let held = Held::new(cluster)?;
     let replaced = AtomicBool::new(false);
-    let (pods, failed) = thread::scope(|scope| {
+    let ((pods, failed), gaps) = thread::scope(|scope| {
         let churn = scope.spawn(|| churn(cluster, &replaced));
-        let upgrades = (0..3).try_for_each(|upgrade| {
-            let setting = format!("resources.requests.cpu={}m", 100 + upgrade);
-            install::install_plugin(cluster, &[settings, &[&setting]].concat())
-        });
+        let gaps: anyhow::Result<Vec<_>> = (0..3).map(|n| replace(cluster, settings, n)).collect();
         replaced.store(true, Ordering::Relaxed);
         let churn = churn.join().map_err(|_| anyhow!("the thread that makes pods panicked"))?;
-        upgrades?;
-        churn
+        anyhow::Ok((churn?, gaps?))
     })?;
-    println!("        {pods} pods came and went over three upgrades, {failed} were refused");
+    println!(
+        "        {pods} pods came and went, {failed} were refused; no agent was registered for {gaps:.0?}"
+    );
     held.goes_on(cluster)
+}
+
+/// Replaces the agents; for how long the kubelet knew none, by their own account.
+fn replace(cluster: &Cluster, settings: &[&str], number: u32) -> anyhow::Result<Duration> {
+    let setting = format!("resources.requests.cpu={}m", 100 + number);
+    gap(cluster, "registered with the kubelet resource", || {
+        install::install_plugin(cluster, &[settings, &[&setting]].concat())
+    })
 }
 
 /// Makes pods and takes them away until the agents are replaced: how many, and how many the kubelet refused.

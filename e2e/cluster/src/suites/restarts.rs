@@ -106,13 +106,22 @@ fn churn(cluster: &Cluster, replaced: &AtomicBool) -> anyhow::Result<usize> {
 
 /// Replaces the agents by those of other settings; for how long none acted, by their own account.
 fn replace(cluster: &Cluster, milli_cpu: u32) -> anyhow::Result<Duration> {
-    let before = install::agents(cluster)?;
     let setting = format!("resources.requests.cpu={milli_cpu}m");
+    gap(cluster, "acting on this node", || install::install(cluster, &[&setting]))
+}
+
+/// The time from the old agent's end, when it is replaced by `install`, to this line of the new one.
+pub(super) fn gap(
+    cluster: &Cluster,
+    until: &str,
+    install: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Duration> {
+    let before = install::agents(cluster)?;
     let logs = ["logs", "--namespace", NAMESPACE, "daemonset/kerf"];
     let (old, installed) = thread::scope(|scope| {
         // Until the old agent ends: its pod takes its log along.
         let old = scope.spawn(|| cluster.kubectl(&[&logs[..], &["--follow"]].concat()));
-        let installed = install::install(cluster, &[&setting]);
+        let installed = install();
         (old.join(), installed)
     });
     installed?;
@@ -121,7 +130,8 @@ fn replace(cluster: &Cluster, milli_cpu: u32) -> anyhow::Result<Duration> {
         Ok(install::agents(cluster)?.iter().all(|agent| !before.contains(agent)))
     })?;
     let ended = time_of(&old, "handing over")?;
-    let began = time_of(&cluster.kubectl(&logs)?, "acting on this node")?;
+    wait::until(&format!("`{until}`"), || Ok(cluster.kubectl(&logs)?.contains(until)))?;
+    let began = time_of(&cluster.kubectl(&logs)?, until)?;
     Ok(began.duration_since(ended).try_into()?)
 }
 
