@@ -27,6 +27,9 @@ use crate::model::{
 /// How long the kubelet may take to list a container after it was given a device.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// Longer than anything that works with one list.
+const KEPT: Duration = Duration::from_secs(600);
+
 /// Which containers have which devices, as the kubelet knows it.
 pub trait PodResources: Send + Sync {
     /// All containers with devices of extended resources, one entry a device.
@@ -88,6 +91,7 @@ impl Driver {
     /// names of containers, and lets go of what has ended.
     pub async fn release_ended(self: &Arc<Self>) {
         let _turn = self.comparing.lock().await;
+        let asked = Instant::now();
         let listed = match self.pods.list().await {
             Ok(listed) => listed,
             Err(error) => {
@@ -103,11 +107,14 @@ impl Driver {
         let ids: BTreeSet<&str> = listed.iter().map(|container| container.id.as_str()).collect();
         for record in self.ledger.all() {
             let Some(container) = record.plan.holder.container() else { continue };
-            if ids.contains(container.id.as_str()) || self.is_fresh(&container.id) {
+            if ids.contains(container.id.as_str()) {
                 continue;
             }
-            match self.let_go(&record.plan.holder).await {
-                Ok(()) => tracing::debug!(id = container.id, "released"),
+            // Given out while this waited for its turn, it was not to be listed yet.
+            let id = container.id.clone();
+            let ended = move |driver: &Self| !driver.is_given_since(&id, asked);
+            match self.let_go_if(&record.plan.holder, ended).await {
+                Ok(()) => {}
                 Err(error) => {
                     tracing::warn!(id = container.id, error = %error.line(), "not released yet");
                 }
@@ -119,7 +126,10 @@ impl Driver {
         let work = self.begin()?;
         let allocation = self.allocation(resource, id)?;
         self.note_given(id);
-        self.hold(work, allocation).await.map(drop)
+        self.hold(work, allocation).await?;
+        // Carving may take its time.
+        self.note_given(id);
+        Ok(())
     }
 
     /// Takes back what a call that failed had begun.
@@ -271,13 +281,13 @@ impl Driver {
 
     fn note_given(&self, id: &str) {
         let mut given = self.given_at.lock().unwrap_or_else(PoisonError::into_inner);
-        given.retain(|_, at| at.elapsed() < GRACE);
+        given.retain(|_, at| at.elapsed() < KEPT);
         given.insert(id.to_owned(), Instant::now());
     }
 
-    /// Whether a device was given out so lately that the kubelet need not list it yet.
-    fn is_fresh(&self, id: &str) -> bool {
+    /// Whether a device was given out so lately that the kubelet, asked then, need not list it yet.
+    fn is_given_since(&self, id: &str, asked: Instant) -> bool {
         let given = self.given_at.lock().unwrap_or_else(PoisonError::into_inner);
-        given.get(id).is_some_and(|at| at.elapsed() < GRACE)
+        given.get(id).is_some_and(|at| asked.saturating_duration_since(*at) < GRACE)
     }
 }

@@ -63,7 +63,10 @@ impl Driver {
     /// that exist, and those carved for containers under the names that they were given.
     pub(super) fn write_plugin_spec(&self) -> Result<(), Error> {
         let _turn = self.plugin_spec.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let files = self.machine.host().refreshed(&*self.machine.files()?)?;
+        let mut files = self.machine.host().refreshed(&*self.machine.files()?)?;
+        if let Some(config) = self.plugin_config() {
+            files.nodes.extend(self.machine.host().direct_nodes(&config)?);
+        }
         let devices = self.plugin_devices()?;
         let store = self.ledger.store();
         match cdi::plugin_spec(&devices, &files, self.hook.as_deref()) {

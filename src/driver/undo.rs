@@ -35,8 +35,20 @@ impl Driver {
 
     /// Takes away what was made for a holder.
     pub(super) async fn let_go(self: &Arc<Self>, holder: &Holder) -> Result<(), Error> {
+        self.let_go_if(holder, |_| true).await
+    }
+
+    /// The same if it `is_so` when nobody else works for the holder.
+    pub(super) async fn let_go_if(
+        self: &Arc<Self>,
+        holder: &Holder,
+        is_so: impl FnOnce(&Self) -> bool + Send,
+    ) -> Result<(), Error> {
         let work = self.begin()?;
         let turn = self.claims.lock(holder.key()).await;
+        if !is_so(self) {
+            return Ok(());
+        }
         let record = self.ledger.get(holder.key());
         let gpus = record.as_ref().map(made_on).unwrap_or_default();
         let guards = self.machine.locks.lock_gpus(&gpus).await;

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{Error, Host, if_there, proc::field, utf8};
-use crate::model::cdi::{DeviceNode, Link};
+use crate::model::{
+    cdi::{DeviceNode, Link},
+    plugin::config::Config,
+};
 
 /// What the kernel calls the driver of `/dev/nvidiaN` and `/dev/nvidiactl`, newer name first.
 const NVIDIA: [&str; 2] = ["nvidia", "nvidia-frontend"];
@@ -100,6 +103,31 @@ impl Host {
                     let (node, devices) = (path.to_owned(), self.devices_path());
                     return Err(Error::NoNode { node, module, devices });
                 }
+            }
+        }
+        Ok(nodes)
+    }
+
+    /// Nodes of GPUDirect Storage, InfiniBand and GPUDirect copies, as far as they are wanted and there.
+    pub fn direct_nodes(&self, config: &Config) -> Result<Vec<DeviceNode>, Error> {
+        let wanted = [
+            (config.gds, "/dev/", "nvidia-fs"),
+            (config.mofed, "/dev/infiniband/", ""),
+            (config.gdrcopy, "/dev/", "gdrdrv"),
+        ];
+        let mut nodes = Vec::new();
+        for (_, dir, prefix) in wanted.into_iter().filter(|(wanted, ..)| *wanted) {
+            let here = self.below_dev_root(dir);
+            let entries = if_there(fs::read_dir(&here)).map_err(Error::read(here))?;
+            let names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
+            let names = names.filter_map(|name| name.into_string().ok());
+            let mut paths: Vec<_> = names
+                .filter(|name| name.starts_with(prefix))
+                .map(|name| format!("{dir}{name}"))
+                .collect();
+            paths.sort();
+            for path in paths {
+                nodes.extend(self.existing_node(&path)?);
             }
         }
         Ok(nodes)

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::cdi::Link;
+use crate::model::{cdi::Link, plugin::config::Config};
 
 #[test]
 fn nodes_that_nobody_made_yet_come_from_the_kernels_numbers() {
@@ -179,4 +179,29 @@ fn mig_nodes_need_the_capability_driver() {
             devices.display()
         )
     );
+}
+
+#[test]
+fn nodes_that_move_data_directly_are_those_that_are_wanted_and_there() {
+    let machine = Machine::with_driver();
+    let made = [
+        ("root/dev/nvidia-fs1", (600, 1)),
+        ("root/dev/nvidia-fs0", (600, 0)),
+        ("root/dev/gdrdrv", (601, 0)),
+        ("root/dev/infiniband/uverbs0", (231, 192)),
+    ];
+    let made = made.into_iter().all(|(path, number)| machine.character_device(path, 0o666, number));
+    if !made {
+        return eprintln!("CANNOT RUN: making device nodes needs root");
+    }
+    let paths = |config: Config| -> Vec<String> {
+        let nodes = machine.host.direct_nodes(&config).unwrap();
+        nodes.into_iter().map(|node| node.path).collect()
+    };
+    assert_eq!(paths(Config::default()), [""; 0]);
+    let gds = Config { gds: true, ..Config::default() };
+    assert_eq!(paths(gds.clone()), ["/dev/nvidia-fs0", "/dev/nvidia-fs1"]);
+    let all = Config { mofed: true, gdrcopy: true, ..gds };
+    let expected = ["/dev/nvidia-fs0", "/dev/nvidia-fs1", "/dev/infiniband/uverbs0", "/dev/gdrdrv"];
+    assert_eq!(paths(all), expected);
 }
