@@ -100,6 +100,7 @@ impl Driver {
             }
         };
         for container in &listed {
+            self.note_listed(&container.id, asked);
             if let Err(error) = self.take_up(container) {
                 tracing::warn!(id = container.id, error = %error.line(), "container not taken up");
             }
@@ -283,6 +284,14 @@ impl Driver {
         let mut given = self.given_at.lock().unwrap_or_else(PoisonError::into_inner);
         given.retain(|_, at| at.elapsed() < KEPT);
         given.insert(id.to_owned(), Instant::now());
+    }
+
+    /// Once it is listed, what is not listed any more has ended.
+    fn note_listed(&self, id: &str, asked: Instant) {
+        let mut given = self.given_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if given.get(id).is_some_and(|at| *at < asked) {
+            given.remove(id);
+        }
     }
 
     /// Whether a device was given out so lately that the kubelet, asked then, need not list it yet.

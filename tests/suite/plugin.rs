@@ -357,6 +357,33 @@ async fn after_a_reboot_the_cdi_file_is_there_before_a_container_starts() {
     assert!(nodes(&testbed, &name).contains(&"/dev/nvidia0".to_owned()));
 }
 
+/// A claim and a pod want the same GPU at the same moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_claim_and_a_pod_that_race_for_a_gpu_one_has_it() {
+    let testbed = both(Model::H100_80, 1).await;
+    let mut winners = BTreeMap::<&str, usize>::new();
+    for round in 0..12 {
+        let device = if round % 2 == 0 { "gpu-0" } else { "gpu-0-mig-3g40gb-9-4" };
+        let claim = given::claim(&testbed, &format!("c{round}"), &[device]);
+        let name = format!("pod-{round}");
+        // The kubelet may know already that the GPU is taken.
+        let (prepared, admitted) =
+            tokio::join!(prepare(&testbed, &claim), admit(&testbed, &name, &[(GPU, 1)]));
+        match (&prepared, &admitted) {
+            (Ok(_), Err(_)) => *winners.entry("claim").or_default() += 1,
+            (Err(_), Ok(_)) => *winners.entry("pod").or_default() += 1,
+            (prepared, admitted) => panic!("round {round}: {prepared:?} and {admitted:?}"),
+        }
+        assert_eq!(given::records(&testbed).len(), 1);
+        unprepare(&testbed, &claim).await.unwrap();
+        testbed.kubelet.end_pod(&pod(&name));
+        all_released(&testbed).await;
+        offers(&testbed, GPU, 1).await;
+    }
+    assert_eq!(winners.values().sum::<usize>(), 12, "{winners:?}");
+    assert_eq!(testbed.leftovers().unwrap(), [""; 0]);
+}
+
 /// A stream of lists from the socket that the kubelet calls.
 async fn stream(testbed: &Testbed) -> tonic::Streaming<ListAndWatchResponse> {
     let socket = testbed.kubelet.state().resources[GPU].endpoint.clone().unwrap();
