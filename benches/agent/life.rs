@@ -71,7 +71,7 @@ pub(crate) async fn wiped(table: &mut Table) -> anyhow::Result<()> {
 /// Resident memory of an agent that has nothing to do.
 pub(crate) async fn memory(table: &mut Table) -> anyhow::Result<()> {
     let testbed = node().start().await?;
-    resident(table, &testbed, "idle agent", Some(15.0)).await?;
+    resident(table, &testbed, "idle agent", Some(16.5)).await?;
     for device in [whole(0), mig(1, 0)] {
         let claims = [claim(&testbed, &device)?];
         for _ in 0..50 {
