@@ -269,6 +269,24 @@ async fn a_failed_allocation_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_killed_while_it_carves_leaves_nothing() {
+    let half = "nvidia.com/mig-3g.40gb";
+    let mut testbed = start(node(Model::H100_80, 1).flag("--mig-on-demand")).await;
+    offers(&testbed, half, 2).await;
+    for call in ["nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceCreateComputeInstance"]
+    {
+        testbed.machine.inject(Fault::next(call, Effect::KillAfter)).unwrap();
+        admit(&testbed, "pod", &[(half, 1)]).await.unwrap_err();
+        testbed.machine.clear_faults().unwrap();
+        testbed.start_plugin_agent("again", half).await.unwrap();
+        given::until("no records", || given::records(&testbed).is_empty()).await;
+        assert_eq!(testbed.leftovers().unwrap(), [""; 0], "killed in {call}");
+    }
+    offers(&testbed, half, 2).await;
+    admit(&testbed, "pod", &[(half, 1)]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_claim_holds_is_out_of_the_kubelets_reach_and_the_other_way_round() {
     let testbed = both(Model::H100_80, 2).await;
     let claim = given::claim(&testbed, "c", &["gpu-0"]);

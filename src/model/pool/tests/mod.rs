@@ -1,5 +1,6 @@
 mod limits;
 mod properties;
+mod taken;
 
 use std::collections::BTreeMap;
 
