@@ -1,5 +1,6 @@
 //! What the kernel and the driver's installation say about this machine, outside NVML.
 
+mod document;
 mod elf;
 mod files;
 mod nodes;
@@ -7,7 +8,6 @@ mod proc;
 mod root;
 mod runtime;
 mod sys;
-mod toml;
 mod vgpu;
 
 use std::{

@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{root::Root, toml::Document};
+use toml::Value;
+
+use super::{document::Document, root::Root};
 
 /// containerd's configuration, what it imports when it does not say, and the names that its plugin for
 /// the kubelet has had.
@@ -59,7 +61,7 @@ impl DefaultRuntime {
         let text = directories.filter_map(|dir| read(root, &dir.join(NVIDIA))).next();
         let mut document = Document::default();
         document.read(&text.unwrap_or_default());
-        document.get(&[HARMLESS]) == Some("false")
+        document.get(&[HARMLESS]).and_then(Value::as_bool) == Some(false)
     }
 
     fn line(&self) -> String {
@@ -76,8 +78,8 @@ fn containerd(root: &Root<'_>) -> Option<DefaultRuntime> {
     let main = read(root, Path::new(CONTAINERD));
     let mut document = Document::default();
     document.read(main.as_deref().unwrap_or_default());
-    let imports = document.list(&["imports"]).map(<[String]>::to_vec);
-    let imported: Vec<_> = imports
+    let imported: Vec<_> = document
+        .list(&["imports"])
         .unwrap_or_else(|| vec![IMPORTS.to_owned()])
         .iter()
         .flat_map(|pattern| matching(root, &Path::new("/etc/containerd").join(pattern)))
@@ -89,7 +91,7 @@ fn containerd(root: &Root<'_>) -> Option<DefaultRuntime> {
     let get = |rest: &[&str]| {
         PLUGINS
             .iter()
-            .find_map(|name| document.get(&[&["plugins", name, "containerd"], rest].concat()))
+            .find_map(|name| document.text(&[&["plugins", name, "containerd"], rest].concat()))
     };
     let name = get(&["default_runtime_name"]).unwrap_or("runc").to_owned();
     let program = get(&["runtimes", &name, "options", "BinaryName"]).map(PathBuf::from);
@@ -104,7 +106,7 @@ fn crio(root: &Root<'_>) -> Option<DefaultRuntime> {
     }
     let mut document = Document::default();
     texts.iter().for_each(|text| document.read(text));
-    let get = |rest: &[&str]| document.get(&[&["crio", "runtime"], rest].concat());
+    let get = |rest: &[&str]| document.text(&[&["crio", "runtime"], rest].concat());
     let name = get(&["default_runtime"]).unwrap_or("crun").to_owned();
     let program = get(&["runtimes", &name, "runtime_path"]).map(PathBuf::from);
     Some(DefaultRuntime { of: "CRI-O", file: CRIO, name, program })
