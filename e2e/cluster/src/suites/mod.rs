@@ -28,7 +28,7 @@ pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
         life::tests(),
         restarts::tests(),
         refusals::tests(),
-        both::tests(),
+        both::of(release),
         scale::tests(),
         installation::tests(),
     ];
