@@ -205,6 +205,8 @@ state = '/run/containerd-state'
             // A claim that was refused is prepared again when its pod is next looked at; every minute else.
             "syncFrequency": "1s",
             "featureGates": control_plane::kubelet_gates(release),
+            // Images cannot be pulled again, however full the machine's disk is.
+            "imageGCHighThresholdPercent": 100,
             "evictionHard": {
                 "memory.available": "100Mi", "nodefs.available": "0%", "imagefs.available": "0%",
                 "nodefs.inodesFree": "0%",
