@@ -94,7 +94,7 @@ impl Driver {
         device: &PlannedDevice,
         gpu: &Gpu,
     ) -> Result<(Option<String>, Option<ClaimDevice>), Error> {
-        let nodes = self.machine.host().gpu_nodes(gpu.minor, &gpu.pci)?;
+        let nodes = self.nodes(gpu, None)?;
         let described = ClaimDevice { name: device.device.clone(), nodes, env: Vec::new() };
         Ok((Some(gpu.uuid.0.clone()), Some(described)))
     }

@@ -75,18 +75,19 @@ impl Driver {
         prepared: &PreparedDevice,
     ) -> Result<Option<ClaimDevice>, Error> {
         let inventory = self.machine.inventory();
-        let host = self.machine.host();
         let Some(gpu) = inventory.gpu(planned.target.gpu()) else { return Ok(None) };
-        let mut nodes = host.gpu_nodes(gpu.minor, &gpu.pci)?;
-        if let Target::Mig { profile, placement, .. } = &planned.target {
-            let instance = gpu.mig.as_ref().and_then(|mig| mig.instance(*profile, *placement));
-            let found = instance.and_then(|instance| Some((instance.id, instance.device()?)));
-            let Some((id, device)) = found else { return Ok(None) };
-            if Some(&device.uuid) != prepared.uuid.as_ref() {
-                return Ok(None);
+        let instance = match &planned.target {
+            Target::Gpu { .. } => None,
+            Target::Mig { profile, placement, .. } => {
+                let instance = gpu.mig.as_ref().and_then(|mig| mig.instance(*profile, *placement));
+                let uuid = instance.and_then(|instance| Some(&instance.device()?.uuid));
+                if uuid.is_none() || uuid != prepared.uuid.as_ref() {
+                    return Ok(None);
+                }
+                instance
             }
-            nodes.extend(host.mig_nodes(gpu.minor, id, device.id)?);
-        }
+        };
+        let nodes = self.nodes(gpu, instance)?;
         Ok(Some(ClaimDevice { name: planned.device.clone(), nodes, env: Vec::new() }))
     }
 

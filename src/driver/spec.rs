@@ -8,6 +8,7 @@ use crate::model::{
     holder::Holder,
     plan::PlannedDevice,
     plugin::{config::IdStrategy, id::DeviceId},
+    record::Record,
 };
 
 /// The name by which a runtime is asked for a holder's device.
@@ -78,13 +79,14 @@ impl Driver {
     fn plugin_devices(&self) -> Result<Vec<ClaimDevice>, Error> {
         let inventory = self.machine.inventory();
         let by_index = self.id_strategy() == IdStrategy::Index;
+        let records = self.ledger.all();
         let mut devices = Vec::new();
         for gpu in &inventory.gpus {
             let name = if by_index { gpu.index.to_string() } else { gpu.uuid.0.clone() };
             devices.push(self.plugin_device(name, gpu, None)?);
             let instances = gpu.mig.iter().flat_map(|mig| &mig.instances);
             for instance in instances {
-                for name in self.instance_names(gpu, instance, by_index)? {
+                for name in self.instance_names(gpu, instance, by_index, &records)? {
                     devices.push(self.plugin_device(name, gpu, Some(instance))?);
                 }
             }
@@ -98,6 +100,7 @@ impl Driver {
         gpu: &Gpu,
         instance: &GpuInstance,
         by_index: bool,
+        records: &[Record],
     ) -> Result<Vec<String>, Error> {
         let Some(device) = instance.device() else { return Ok(Vec::new()) };
         let own = match by_index {
@@ -108,7 +111,6 @@ impl Driver {
                 .map(|mig| format!("{}:{mig}", gpu.index)),
             false => Some(device.uuid.clone()),
         };
-        let records = self.ledger.all();
         let carved = records.iter().filter_map(|record| {
             let id = DeviceId::parse(&record.plan.holder.container()?.id)?;
             let here = record.plan.devices.iter().any(|planned| {

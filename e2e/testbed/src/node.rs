@@ -152,15 +152,8 @@ impl Testbed {
     /// When it cannot be started, or ends before it is registered.
     pub async fn start_agent(&mut self, pod_uid: &str) -> anyhow::Result<Plugin> {
         self.agent = None;
-        // Nobody asks it there: any port, so that two agents never want the same one.
-        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let options = AgentOptions {
-            healthcheck_port: 0,
-            http_endpoint: anywhere,
-            ..self.agent_options(pod_uid)?
-        };
         let before = self.kubelet.state().registrations;
-        let agent = Agent::spawn(&options)?;
+        let agent = Agent::spawn(&self.unprobed_options(pod_uid)?)?;
         agent.while_running(self.kubelet.wait_for(|state| state.registrations > before)).await?;
         let plugin = agent.while_running(self.kubelet.registered(DRIVER)).await?;
         self.agent = Some(agent);
@@ -174,19 +167,24 @@ impl Testbed {
     /// When it cannot be started, or ends before that.
     pub async fn start_plugin_agent(&mut self, pod_uid: &str, name: &str) -> anyhow::Result<()> {
         self.agent = None;
-        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let options = AgentOptions {
-            healthcheck_port: 0,
-            http_endpoint: anywhere,
-            ..self.agent_options(pod_uid)?
-        };
-        let agent = Agent::spawn(&options)?;
+        let agent = Agent::spawn(&self.unprobed_options(pod_uid)?)?;
         let known = self.kubelet.wait_for(|state| {
             state.resources.get(name).is_some_and(|resource| resource.allocatable() > 0)
         });
         agent.while_running(known).await?;
         self.agent = Some(agent);
         Ok(())
+    }
+
+    /// As [`Self::agent_options`], for an agent that nobody probes: on any port, so that two never want the same
+    /// one.
+    fn unprobed_options(&self, pod_uid: &str) -> anyhow::Result<AgentOptions> {
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Ok(AgentOptions {
+            healthcheck_port: 0,
+            http_endpoint: anywhere,
+            ..self.agent_options(pod_uid)?
+        })
     }
 
     /// Waits until a whole pool of this node is published, and returns its slices.
