@@ -7,6 +7,7 @@ pub mod device;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod gpu;
+pub mod health;
 pub mod holder;
 pub mod labels;
 pub mod linker;
@@ -14,6 +15,7 @@ pub mod plan;
 pub mod plugin;
 pub mod pool;
 pub mod record;
+pub mod sample;
 pub mod status;
 pub mod strict;
 pub mod takeover;
