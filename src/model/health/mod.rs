@@ -4,7 +4,25 @@
 //! person can do. What raises and what ends one is a table of rules.
 
 mod finding;
+mod history;
+mod incident;
+pub mod kernel_log;
+mod looks;
+mod node;
+mod one;
+mod policy;
+mod rules;
 mod sign;
+mod xids;
 
 pub use finding::{Class, Extent, Finding, Findings, Severity};
-pub use sign::{Answer, Attribution, FabricHealth, LinkSeverity, Notice, Readings, Remapping, Sign};
+pub use node::{Health, Saved, Seen, VERSION};
+pub use policy::{Policy, UnknownWord};
+pub use rules::{reading_table, xid_table};
+pub use sign::{
+    Answer, Attribution, FabricHealth, LinkSeverity, Notice, Readings, Remapping, Sign,
+};
+pub use xids::{LastXid, Xids};
+
+#[cfg(test)]
+mod tests;
