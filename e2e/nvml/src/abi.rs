@@ -7,6 +7,7 @@
 
 mod device;
 mod events;
+mod fields;
 mod instances;
 mod mig;
 mod processes;

@@ -14,7 +14,7 @@ use crate::{
     code::Code,
     event::Events,
     fault::Faults,
-    files, guest,
+    files, guest, log,
     node::{GpuDescription, NodeDescription, bus},
     numbers::{Minors, Numbers},
     spec::{MigSpec, Spec},
@@ -118,7 +118,7 @@ impl Hardware {
         }
         fs::create_dir_all(dir.join("state"))?;
         let dir = &dir.canonicalize()?;
-        let driver = Driver { loaded: true, loads: 1, boot_id: new_boot_id()? };
+        let driver = Driver::booted(1, new_boot_id()?);
         let numbers = Numbers::of(node);
         let gpus = node.gpus.iter().enumerate().map(|(index, gpu)| {
             let on = gpu.mig_enabled && gpu.model.has_mig();
@@ -139,6 +139,7 @@ impl Hardware {
             events: Cell::create(&state_file(dir, "events"), &Events::default())?,
         };
         files::lay_out(&hardware)?;
+        log::begin(dir)?;
         let mut marker = fs::File::create(dir.join(MARKER))?;
         marker.write_all(&serde_json::to_vec_pretty(node)?)?;
         if node.for_containers {

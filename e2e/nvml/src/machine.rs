@@ -1,5 +1,7 @@
 //! A machine from outside: what an administrator, the world and a test do to it.
 
+mod health;
+
 use std::{
     env, io,
     path::{Path, PathBuf},
@@ -9,12 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     code::Code,
-    event::Events,
     fault::{Fault, Faults},
     files::procfs,
     hardware::{Facts, Gpu, Hardware, new_boot_id},
-    mig,
+    log, mig,
     node::NodeDescription,
+    reading::Readings,
     state::{Driver, GpuState, Process},
 };
 
@@ -47,6 +49,8 @@ pub struct GpuSnapshot {
     pub instances: Vec<InstanceSnapshot>,
     /// Processes that run on it.
     pub pids: Vec<u32>,
+    /// What it says of its health.
+    pub readings: Readings,
 }
 
 /// A GPU instance.
@@ -133,7 +137,7 @@ impl Machine {
     pub fn reboot(&self) -> io::Result<()> {
         let boot_id = new_boot_id()?;
         self.set_driver(|driver| {
-            *driver = Driver { loaded: true, loads: driver.loads + 1, boot_id };
+            *driver = Driver::booted(driver.loads + 1, boot_id);
         })
     }
 
@@ -156,7 +160,11 @@ impl Machine {
             change(driver);
             Ok::<_, io::Error>(*driver != before)
         };
-        if !self.hardware.driver.update(changed, |_, _| Ok(()))? {
+        let begin_log = |old: &Driver, new: &Driver| match old.boot_id == new.boot_id {
+            true => Ok(()),
+            false => log::begin(self.dir()),
+        };
+        if !self.hardware.driver.update(changed, begin_log)? {
             return Ok(());
         }
         for gpu in &self.hardware.gpus {
@@ -170,7 +178,8 @@ impl Machine {
     }
 
     /// Resets a GPU, as `nvidia-smi --gpu-reset` does: what is cut and who ran is gone, a MIG mode that
-    /// waited becomes real, a lost GPU is back.
+    /// waited becomes real, a lost GPU is back, no recovery action is asked for and volatile ECC counts
+    /// begin anew.
     pub fn reset_gpu(&self, gpu: usize) -> io::Result<()> {
         self.change(gpu, |_, state| {
             state.reset();
@@ -290,16 +299,6 @@ impl Machine {
         procfs::remove_process(&self.hardware, pid)
     }
 
-    /// Reports an XID, with the ids of GPU and compute instance as far as they are known.
-    pub fn xid(&self, gpu: usize, xid: u64, gi: Option<u32>, ci: Option<u32>) -> io::Result<()> {
-        let index = self.hardware.gpu(gpu)?.facts.index;
-        let report = |events: &mut Events| {
-            events.report(index, xid, (gi, ci));
-            Ok(())
-        };
-        self.hardware.events.update(report, |_, _| Ok(()))
-    }
-
     /// Everything as it is now.
     pub fn snapshot(&self) -> io::Result<MachineSnapshot> {
         let driver = self.hardware.driver.read()?;
@@ -373,6 +372,7 @@ impl GpuSnapshot {
             lost: state.lost,
             instances: state.instances.iter().map(InstanceSnapshot::of).collect(),
             pids: state.processes.iter().map(|process| process.pid).collect(),
+            readings: state.readings.clone(),
         })
     }
 }

@@ -133,6 +133,12 @@ impl NodeDescription {
         Self { driver, cuda: 13000, gpus, for_containers: false, fabric: None }
     }
 
+    /// The driver's branch, such as 580.
+    pub(crate) fn driver_branch(&self) -> u32 {
+        let branch = self.driver.split('.').next().and_then(|branch| branch.parse().ok());
+        branch.unwrap_or(0)
+    }
+
     /// The same with MIG mode on wherever there is MIG.
     pub fn with_mig_enabled(mut self) -> Self {
         for gpu in &mut self.gpus {

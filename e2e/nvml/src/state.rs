@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::Spec;
+use crate::{clock, reading::Readings, spec::Spec};
 
 /// The driver and the boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,6 +11,10 @@ pub(crate) struct Driver {
     /// How often it was loaded: whoever initialised before the last time speaks to a driver that is gone.
     pub(crate) loads: u64,
     pub(crate) boot_id: String,
+    /// When it booted, in microseconds since 1970.
+    pub(crate) booted: u64,
+    /// Records of the kernel's log since then.
+    pub(crate) logged: u64,
 }
 
 /// One GPU.
@@ -27,6 +31,7 @@ pub(crate) struct GpuState {
     /// In the order of their ids.
     pub(crate) instances: Vec<Instance>,
     pub(crate) processes: Vec<Process>,
+    pub(crate) readings: Readings,
 }
 
 /// A GPU instance.
@@ -61,6 +66,13 @@ pub(crate) struct Process {
     pub(crate) instance: Option<(u32, u32)>,
 }
 
+impl Driver {
+    /// Just loaded, for the first time in a new boot.
+    pub(crate) fn booted(loads: u64, boot_id: String) -> Self {
+        Self { loaded: true, loads, boot_id, booted: clock::now(), logged: 0 }
+    }
+}
+
 impl GpuState {
     /// The driver goes: what is cut and who ran is gone, and MIG mode with it unless it is kept in
     /// the GPU's own memory, as before Hopper, where a mode that waited for this becomes real.
@@ -79,6 +91,7 @@ impl GpuState {
         self.processes.clear();
         self.lost = false;
         self.mig.0 = self.mig.1;
+        self.readings.reset();
     }
 
     /// A number that no instance of this GPU has had.

@@ -17,6 +17,7 @@ use crate::{
     code::Code,
     hardware::Facts,
     library::{Device, Present, on_device, on_gpu},
+    reading::FabricHealth,
     spec::{Architecture, NvLinks, Profile},
 };
 
@@ -138,7 +139,7 @@ export! {
         on_gpu(name, device.handle(), |gpu| give(info, fabric(gpu)?))
     };
     fn nvmlDeviceGetGpuFabricInfoV(device: Opaque, info: Versioned) = |name| {
-        on_gpu(name, device.handle(), |gpu| give_fabric(&info, fabric(gpu)?))
+        on_gpu(name, device.handle(), |gpu| give_fabric(&info, fabric(gpu)?, gpu.state.readings.fabric))
     };
     fn nvmlDeviceGetAttributes(device: Opaque, attributes: Out<'_, nvmlDeviceAttributes_t>) = |name| {
         on_device(name, device.handle(), |device| give(attributes, device.attributes()?))
@@ -176,10 +177,14 @@ fn fabric(gpu: &Present<'_>) -> Result<nvmlGpuFabricInfo_t, Code> {
 }
 
 /// In the layout that the caller has.
-fn give_fabric(to: &Versioned, info: nvmlGpuFabricInfo_t) -> Result<(), Code> {
+fn give_fabric(
+    to: &Versioned,
+    info: nvmlGpuFabricInfo_t,
+    health: FabricHealth,
+) -> Result<(), Code> {
     let version = to.version()?;
     let nvmlGpuFabricInfo_t { clusterUuid, status, cliqueId, state } = info;
-    let healthMask = 0;
+    let FabricHealth { mask: healthMask, summary: healthSummary } = health;
     if version == wire::version::<nvmlGpuFabricInfo_v2_t>(2) {
         let info =
             nvmlGpuFabricInfo_v2_t { version, clusterUuid, status, cliqueId, state, healthMask };
@@ -194,7 +199,7 @@ fn give_fabric(to: &Versioned, info: nvmlGpuFabricInfo_t) -> Result<(), Code> {
             cliqueId,
             state,
             healthMask,
-            healthSummary: 0,
+            healthSummary,
         },
     )
 }

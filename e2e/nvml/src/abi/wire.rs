@@ -5,10 +5,12 @@
 //! lasts; every `unsafe` block of this file rests on that.
 
 use std::{
-    ffi::{CStr, c_char, c_uint},
+    ffi::{CStr, c_char, c_int, c_uint},
     mem::{MaybeUninit, size_of},
     ptr,
 };
+
+use nvml_wrapper_sys::bindings::nvmlFieldValue_t;
 
 use crate::{
     code::Code,
@@ -134,6 +136,33 @@ pub(super) fn field<const N: usize>(text: &str) -> [c_char; N] {
         *place = character;
     }
     field
+}
+
+/// The caller's field values, of which it has set the ids of field and scope.
+#[repr(transparent)]
+pub(super) struct Fields(*mut nvmlFieldValue_t);
+
+impl Fields {
+    /// Answers each by its ids, as many as the caller has.
+    pub(super) fn answer(
+        &self,
+        count: c_int,
+        answer: impl Fn(c_uint, c_uint) -> nvmlFieldValue_t,
+    ) -> Result<(), Code> {
+        let count = usize::try_from(count).or(Err(Code::INVALID_ARGUMENT))?;
+        if self.0.is_null() || count == 0 {
+            return Err(Code::INVALID_ARGUMENT);
+        }
+        for at in 0..count {
+            // SAFETY: C passes as many values as it says.
+            let place = unsafe { self.0.add(at) };
+            // SAFETY: a value begins with both ids, which are set.
+            let [field, scope] = unsafe { place.cast::<[c_uint; 2]>().read() };
+            // SAFETY: as above; the value is the caller's to be written.
+            unsafe { place.write(answer(field, scope)) };
+        }
+        Ok(())
+    }
 }
 
 /// A structure that begins with its version: its size, and the number of its layout in the highest byte.

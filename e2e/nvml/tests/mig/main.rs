@@ -5,6 +5,7 @@
 
 mod faults;
 mod guest;
+mod health;
 mod life;
 mod processes;
 mod rig;

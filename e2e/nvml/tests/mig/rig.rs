@@ -419,4 +419,36 @@ impl Library {
         let ids = (event.gpuInstanceId, event.computeInstanceId);
         Ok((device, event.eventType, event.eventData, ids.0, ids.1))
     }
+
+    pub(crate) fn supported_events(&self, device: Handle) -> Answer<u64> {
+        get!(self, nvmlDeviceGetSupportedEventTypes(device.c()))
+    }
+
+    /// The answer to each field of its own, whichever C type it has.
+    pub(crate) fn fields(&self, device: Handle, ids: &[u32]) -> Answer<Vec<Answer<u64>>> {
+        let empty = |&id: &u32| nvmlFieldValue_t {
+            fieldId: id,
+            scopeId: u32::MAX,
+            timestamp: 0,
+            latencyUsec: 0,
+            valueType: 0,
+            nvmlReturn: 999,
+            value: nvmlValue_t { ullVal: 0 },
+        };
+        let mut values: Vec<_> = ids.iter().map(empty).collect();
+        let count = i32::try_from(values.len()).unwrap();
+        call!(self, nvmlDeviceGetFieldValues(device.c(), count, values.as_mut_ptr()))?;
+        Ok(values.iter().map(number).collect())
+    }
+}
+
+fn number(value: &nvmlFieldValue_t) -> Answer<u64> {
+    match (value.nvmlReturn, value.valueType) {
+        // SAFETY: the type says which member is set; all are plain numbers.
+        (0, 1) => Ok(unsafe { value.value.uiVal }.into()),
+        // SAFETY: as above.
+        (0, 3) => Ok(unsafe { value.value.ullVal }),
+        (0, other) => panic!("no field has type {other}"),
+        (code, _) => Err(code),
+    }
 }

@@ -1,0 +1,130 @@
+//! Field values: readings that are asked for by number, each with an answer of its own.
+
+use std::ffi::{c_int, c_uint};
+
+use nvml_wrapper_sys::bindings::{
+    nvmlFieldValue_t, nvmlValue_t, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT as UNSIGNED_INT,
+    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG as UNSIGNED_LONG_LONG,
+};
+
+use super::{
+    export,
+    wire::{Fields, Opaque},
+};
+use crate::{
+    clock,
+    code::Code,
+    library::{Present, on_gpu},
+    reading::Readings,
+    spec::{Architecture, NvLinks},
+};
+
+/// A value by its C type.
+enum Value {
+    Int(u32),
+    Long(u64),
+}
+
+export! {
+    fn nvmlDeviceGetFieldValues(device: Opaque, count: c_int, values: Fields) = |name| {
+        on_gpu(name, device.handle(), |gpu| {
+            values.answer(count, |field, scope| answer(gpu, field, scope))
+        })
+    };
+}
+
+fn answer(gpu: &Present<'_>, field: c_uint, scope: c_uint) -> nvmlFieldValue_t {
+    let (code, kind, value) = match value(gpu, field) {
+        Ok(Value::Int(value)) => (0, UNSIGNED_INT, nvmlValue_t { uiVal: value }),
+        Ok(Value::Long(value)) => (0, UNSIGNED_LONG_LONG, nvmlValue_t { ullVal: value }),
+        Err(code) => (code.0, UNSIGNED_INT, nvmlValue_t { ullVal: 0 }),
+    };
+    nvmlFieldValue_t {
+        fieldId: field,
+        scopeId: scope,
+        timestamp: i64::try_from(clock::now()).unwrap_or(i64::MAX),
+        latencyUsec: 0,
+        valueType: kind,
+        nvmlReturn: code,
+        value,
+    }
+}
+
+/// By number, as `NVML_FI_DEV_…` of the header of CUDA 13.
+fn value(gpu: &Present<'_>, field: u32) -> Result<Value, Code> {
+    let readings = &gpu.state.readings;
+    if let Some(&code) = readings.refused_fields.get(&field) {
+        return Err(Code(code));
+    }
+    match field {
+        3 => Ok(Value::Long(readings.volatile_ecc.corrected)),
+        4 => Ok(Value::Long(readings.volatile_ecc.uncorrected)),
+        5 => Ok(Value::Long(readings.aggregate_ecc.corrected)),
+        6 => Ok(Value::Long(readings.aggregate_ecc.uncorrected)),
+        29..=31 => retired_pages(gpu, field),
+        38 | 45 | 52 | 59 => nvlink_errors(gpu, field),
+        74..=79 | 269..=271 => violation(readings, field).map(Value::Long),
+        94 => Ok(Value::Int(readings.pcie_replays)),
+        142..=145 => remapped_rows(gpu, field),
+        180 => Ok(Value::Int(readings.pcie_fatal)),
+        230 if gpu.session.hardware.node.driver_branch() >= 565 => {
+            Ok(Value::Int(readings.recovery_action))
+        }
+        _ => Err(Code::NOT_SUPPORTED),
+    }
+}
+
+/// What there was before rows could be remapped.
+fn retired_pages(gpu: &Present<'_>, field: u32) -> Result<Value, Code> {
+    if gpu.gpu.facts.spec.architecture >= Architecture::Ampere {
+        return Err(Code::NOT_SUPPORTED);
+    }
+    let (corrected, uncorrected, pending) = gpu.state.readings.retired_pages;
+    Ok(Value::Int(match field {
+        29 => corrected,
+        30 => uncorrected,
+        _ => pending.into(),
+    }))
+}
+
+fn remapped_rows(gpu: &Present<'_>, field: u32) -> Result<Value, Code> {
+    if gpu.gpu.facts.spec.architecture < Architecture::Ampere {
+        return Err(Code::NOT_SUPPORTED);
+    }
+    let rows = gpu.state.readings.remapped_rows;
+    Ok(Value::Int(match field {
+        142 => rows.corrected,
+        143 => rows.uncorrected,
+        144 => rows.pending.into(),
+        _ => rows.failure.into(),
+    }))
+}
+
+fn nvlink_errors(gpu: &Present<'_>, field: u32) -> Result<Value, Code> {
+    if gpu.gpu.facts.spec.nvlinks == NvLinks::None {
+        return Err(Code::NOT_SUPPORTED);
+    }
+    let errors = gpu.state.readings.nvlink_errors;
+    Ok(Value::Long(match field {
+        38 => errors.crc_flit,
+        45 => errors.crc_data,
+        52 => errors.replay,
+        _ => errors.recovery,
+    }))
+}
+
+fn violation(readings: &Readings, field: u32) -> Result<u64, Code> {
+    let times = readings.violations;
+    match field {
+        74 => Ok(times.power),
+        75 => Ok(times.thermal),
+        76 => Ok(times.sync_boost),
+        77 => Ok(times.board_limit),
+        78 => Ok(times.low_utilization),
+        79 => Ok(times.reliability),
+        269 => Ok(times.software_thermal),
+        270 => Ok(times.hardware_thermal),
+        271 => Ok(times.power_brake),
+        _ => Err(Code::NOT_SUPPORTED),
+    }
+}
