@@ -8,9 +8,11 @@
 mod device;
 mod events;
 mod fields;
+mod health;
 mod instances;
 mod mig;
 mod processes;
+mod sensors;
 mod stubs;
 mod system;
 mod topology;

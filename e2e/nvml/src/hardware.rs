@@ -14,7 +14,9 @@ use crate::{
     code::Code,
     event::Events,
     fault::Faults,
-    files, guest, log,
+    files, guest,
+    load::Meter,
+    log,
     node::{GpuDescription, NodeDescription, bus},
     numbers::{Minors, Numbers},
     spec::{MigSpec, Spec},
@@ -122,7 +124,8 @@ impl Hardware {
         let numbers = Numbers::of(node);
         let gpus = node.gpus.iter().enumerate().map(|(index, gpu)| {
             let on = gpu.mig_enabled && gpu.model.has_mig();
-            let state = GpuState { mig: (on, on), ..GpuState::default() };
+            let meter = Meter::begin(&gpu.model.spec().board, driver.booted);
+            let state = GpuState { mig: (on, on), meter, ..GpuState::default() };
             Ok(Gpu {
                 facts: Facts::of(index, gpu, &numbers)?,
                 state: Cell::create(&state_file(dir, &format!("gpu{index}")), &state)?,

@@ -15,6 +15,7 @@ mod files;
 mod guest;
 mod hardware;
 mod library;
+mod load;
 mod log;
 pub mod machine;
 mod mig;
@@ -26,6 +27,7 @@ mod state;
 
 pub use code::Code;
 pub use fault::{Effect, Fault};
+pub use load::Load;
 pub use machine::{Machine, built_library};
 pub use node::{FabricDescription, GpuDescription, Model, NodeDescription};
 pub use reading::{EccErrors, FabricHealth, NvLinkErrors, Readings, RemappedRows, Violations};

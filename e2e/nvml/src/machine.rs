@@ -1,6 +1,7 @@
 //! A machine from outside: what an administrator, the world and a test do to it.
 
 mod health;
+mod processes;
 
 use std::{
     env, io,
@@ -17,7 +18,7 @@ use crate::{
     log, mig,
     node::NodeDescription,
     reading::Readings,
-    state::{Driver, GpuState, Process},
+    state::{Driver, GpuState},
 };
 
 /// A simulated machine. Every process that loads its library sees what is done here.
@@ -181,8 +182,8 @@ impl Machine {
     /// waited becomes real, a lost GPU is back, no recovery action is asked for and volatile ECC counts
     /// begin anew.
     pub fn reset_gpu(&self, gpu: usize) -> io::Result<()> {
-        self.change(gpu, |_, state| {
-            state.reset();
+        self.change(gpu, |facts, state| {
+            state.reset(facts.spec);
             Ok(())
         })
     }
@@ -264,39 +265,6 @@ impl Machine {
     /// then waits for a reset.
     pub fn set_mig_mode(&self, gpu: usize, on: bool) -> io::Result<()> {
         Ok(self.command(gpu, |facts, state| mig::set_mode(facts, state, on))??)
-    }
-
-    /// Starts a process on a GPU, or in the first compute instance of the instance that begins at a
-    /// memory slice.
-    pub fn start_process(
-        &self,
-        gpu: usize,
-        instance_start: Option<u32>,
-        pid: u32,
-        name: &str,
-    ) -> io::Result<()> {
-        self.command(gpu, |_, state| {
-            let within = |start| {
-                let mut devices = state.devices();
-                let found = devices.find(|(gi, _)| gi.start == start).ok_or(Code::NOT_FOUND);
-                found.map(|(gi, ci)| (gi.id, ci.id))
-            };
-            let instance = instance_start.map(within).transpose()?;
-            state.processes.push(Process { pid, name: name.to_owned(), instance });
-            Ok(())
-        })?;
-        procfs::add_process(&self.hardware, pid, name)
-    }
-
-    /// Ends a process, on whichever GPUs it ran.
-    pub fn stop_process(&self, pid: u32) -> io::Result<()> {
-        for gpu in 0..self.hardware.gpus.len() {
-            self.change(gpu, |_, state| {
-                state.processes.retain(|process| process.pid != pid);
-                Ok(())
-            })?;
-        }
-        procfs::remove_process(&self.hardware, pid)
     }
 
     /// Everything as it is now.

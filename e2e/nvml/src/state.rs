@@ -2,7 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{clock, reading::Readings, spec::Spec};
+use crate::{
+    clock,
+    load::{Load, Meter},
+    reading::Readings,
+    spec::Spec,
+};
 
 /// The driver and the boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +36,7 @@ pub(crate) struct GpuState {
     /// In the order of their ids.
     pub(crate) instances: Vec<Instance>,
     pub(crate) processes: Vec<Process>,
+    pub(crate) meter: Meter,
     pub(crate) readings: Readings,
 }
 
@@ -42,6 +48,8 @@ pub(crate) struct Instance {
     pub(crate) profile: u32,
     pub(crate) start: u32,
     pub(crate) size: u32,
+    /// Activity times microseconds, until the load last changed.
+    pub(crate) work: u64,
     /// In the order of their ids.
     pub(crate) compute: Vec<Compute>,
 }
@@ -64,6 +72,7 @@ pub(crate) struct Process {
     pub(crate) name: String,
     /// Ids of GPU and compute instance, on a GPU in MIG mode.
     pub(crate) instance: Option<(u32, u32)>,
+    pub(crate) load: Load,
 }
 
 impl Driver {
@@ -75,9 +84,11 @@ impl Driver {
 
 impl GpuState {
     /// The driver goes: what is cut and who ran is gone, and MIG mode with it unless it is kept in
-    /// the GPU's own memory, as before Hopper, where a mode that waited for this becomes real.
+    /// the GPU's own memory, as before Hopper, where a mode that waited for this becomes real. The next
+    /// driver counts energy anew.
     pub(crate) fn unload(&mut self, spec: &Spec) {
-        self.reset();
+        self.reset(spec);
+        self.meter = Meter::begin(&spec.board, clock::now());
         self.persistence = false;
         self.compute_mode = 0;
         if spec.switches_without_reset() {
@@ -86,7 +97,8 @@ impl GpuState {
     }
 
     /// The GPU starts anew.
-    pub(crate) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self, spec: &Spec) {
+        self.add_up(spec, clock::now());
         self.instances.clear();
         self.processes.clear();
         self.lost = false;

@@ -5,12 +5,11 @@ use std::ffi::{c_char, c_int, c_uint};
 use nvml_wrapper_sys::bindings::{
     nvmlDeviceAddressingMode_v1_t, nvmlDeviceAttributes_t, nvmlGpuFabricInfo_t,
     nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfo_v3_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t,
-    nvmlUtilization_t,
 };
 
 use super::{
     export,
-    processes::{USED, running},
+    processes::running,
     wire::{self, Array, Opaque, Out, Versioned, field, give},
 };
 use crate::{
@@ -124,15 +123,6 @@ export! {
                 state.compute_mode = mode;
                 Ok(())
             })
-        })
-    };
-    fn nvmlDeviceGetUtilizationRates(device: Opaque, rates: Out<'_, nvmlUtilization_t>) = |name| {
-        on_gpu(name, device.handle(), |gpu| {
-            if gpu.state.mig.0 {
-                return Err(Code::NOT_SUPPORTED);
-            }
-            let busy = if gpu.state.processes.is_empty() { 0 } else { 100 };
-            give(rates, nvmlUtilization_t { gpu: busy, memory: busy / 2 })
         })
     };
     fn nvmlDeviceGetGpuFabricInfo(device: Opaque, info: Out<'_, nvmlGpuFabricInfo_t>) = |name| {
@@ -257,9 +247,9 @@ impl Device<'_> {
             None => self.facts().spec.memory_mib,
             Some((gi, _)) => self.profile(gi.profile)?.memory_mib,
         };
-        let (total, processes) = (mib * MIB, running(self)?.len() as u64);
-        let reserved = RESERVED.min(total / 16);
-        Ok((total, reserved, (processes * USED).min(total - reserved)))
+        let (total, reserved) = (mib * MIB, RESERVED.min(mib * MIB / 16));
+        let used: u64 = running(self)?.iter().map(|process| process.load.memory).sum();
+        Ok((total, reserved, used.min(total - reserved)))
     }
 
     fn attributes(&self) -> Result<nvmlDeviceAttributes_t, Code> {

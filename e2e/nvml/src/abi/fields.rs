@@ -9,15 +9,22 @@ use nvml_wrapper_sys::bindings::{
 
 use super::{
     export,
+    sensors::number,
     wire::{Fields, Opaque},
 };
 use crate::{
     clock,
     code::Code,
     library::{Present, on_gpu},
+    load::WHOLE,
     reading::Readings,
     spec::{Architecture, NvLinks},
 };
+
+/// How much warmer memory is, in degrees.
+const MEMORY_WARMER: u64 = 4;
+/// The scope of all links.
+const ALL: u32 = u32::MAX;
 
 /// A value by its C type.
 enum Value {
@@ -34,7 +41,7 @@ export! {
 }
 
 fn answer(gpu: &Present<'_>, field: c_uint, scope: c_uint) -> nvmlFieldValue_t {
-    let (code, kind, value) = match value(gpu, field) {
+    let (code, kind, value) = match value(gpu, field, scope) {
         Ok(Value::Int(value)) => (0, UNSIGNED_INT, nvmlValue_t { uiVal: value }),
         Ok(Value::Long(value)) => (0, UNSIGNED_LONG_LONG, nvmlValue_t { ullVal: value }),
         Err(code) => (code.0, UNSIGNED_INT, nvmlValue_t { ullVal: 0 }),
@@ -50,8 +57,8 @@ fn answer(gpu: &Present<'_>, field: c_uint, scope: c_uint) -> nvmlFieldValue_t {
     }
 }
 
-/// By number, as `NVML_FI_DEV_…` of the header of CUDA 13.
-fn value(gpu: &Present<'_>, field: u32) -> Result<Value, Code> {
+/// By number, as `NVML_FI_DEV_…` of the header of CUDA 13. The scope is a link, or all of them.
+fn value(gpu: &Present<'_>, field: u32, scope: u32) -> Result<Value, Code> {
     let readings = &gpu.state.readings;
     if let Some(&code) = readings.refused_fields.get(&field) {
         return Err(Code(code));
@@ -64,9 +71,15 @@ fn value(gpu: &Present<'_>, field: u32) -> Result<Value, Code> {
         29..=31 => retired_pages(gpu, field),
         38 | 45 | 52 | 59 => nvlink_errors(gpu, field),
         74..=79 | 269..=271 => violation(readings, field).map(Value::Long),
+        82 if gpu.board().memory_sensor => {
+            Ok(Value::Int(number(gpu.sensors().warmth / 1000 + MEMORY_WARMER)))
+        }
+        83 => Ok(Value::Long(gpu.sensors().energy / 1_000_000)),
         94 => Ok(Value::Int(readings.pcie_replays)),
+        138 | 139 => throughput(gpu, scope).map(Value::Long),
         142..=145 => remapped_rows(gpu, field),
         180 => Ok(Value::Int(readings.pcie_fatal)),
+        185 | 186 => Ok(Value::Int(number(gpu.sensors().power))),
         230 if gpu.session.hardware.node.driver_branch() >= 565 => {
             Ok(Value::Int(readings.recovery_action))
         }
@@ -100,6 +113,21 @@ fn remapped_rows(gpu: &Present<'_>, field: u32) -> Result<Value, Code> {
     }))
 }
 
+/// KiB that went over one NVLink or all of them, in either direction.
+fn throughput(gpu: &Present<'_>, scope: u32) -> Result<u64, Code> {
+    let (NvLinks::Bridged(links) | NvLinks::Switched(links)) = gpu.gpu.facts.spec.nvlinks else {
+        return Err(Code::NOT_SUPPORTED);
+    };
+    let links = match scope {
+        ALL => links,
+        link if link < links => 1,
+        _ => return Err(Code::INVALID_ARGUMENT),
+    };
+    let per_second = (u128::from(links) * u128::from(gpu.board().nvlink)) << 10;
+    let total = u128::from(gpu.sensors().work) * per_second / u128::from(WHOLE * 1_000_000);
+    u64::try_from(total).or(Err(Code::UNKNOWN))
+}
+
 fn nvlink_errors(gpu: &Present<'_>, field: u32) -> Result<Value, Code> {
     if gpu.gpu.facts.spec.nvlinks == NvLinks::None {
         return Err(Code::NOT_SUPPORTED);
@@ -113,7 +141,8 @@ fn nvlink_errors(gpu: &Present<'_>, field: u32) -> Result<Value, Code> {
     }))
 }
 
-fn violation(readings: &Readings, field: u32) -> Result<u64, Code> {
+/// Nanoseconds for which clocks were held down, by the number of the field.
+pub(super) fn violation(readings: &Readings, field: u32) -> Result<u64, Code> {
     let times = readings.violations;
     match field {
         74 => Ok(times.power),

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use kerf_nvml::{EccErrors, Effect, Fault, Machine, Model, NodeDescription, RemappedRows};
+use kerf_nvml::{
+    EccErrors, Effect, FabricDescription, FabricHealth, Fault, Machine, Model, NodeDescription,
+    RemappedRows,
+};
 
 use crate::rig::*;
 
@@ -174,4 +177,49 @@ fn fields_are_asked_of_a_gpu_that_is_there() {
     assert_eq!(rig.fields(gpu, &[RECOVERY_ACTION]), Ok(vec![Ok(0)]));
     rig.machine.lose_gpu(0).unwrap();
     assert_eq!(rig.fields(gpu, &[RECOVERY_ACTION]), Err(GPU_IS_LOST));
+}
+
+#[test]
+fn remapped_rows_are_not_told_by_a_gpu_that_is_cut() {
+    let rig = Rig::cut(&[Model::H100_80, Model::T4]);
+    let [gpu, turing] = [0, 1].map(|index| rig.gpu(index).unwrap());
+    let rows = RemappedRows { corrected: 1, uncorrected: 2, pending: true, failure: false };
+    rig.machine.set_readings(0, |readings| readings.remapped_rows = rows).unwrap();
+    assert_eq!(rig.remapped_rows(gpu), Ok([1, 2, 1, 0]));
+    rig.machine.create_instance(0, 19, 0, true).unwrap();
+    assert_eq!(rig.remapped_rows(gpu), Err(NOT_SUPPORTED));
+    assert_eq!(rig.fields(gpu, &[143]), Ok(vec![Ok(2)]));
+    assert_eq!(rig.remapped_rows(turing), Err(NOT_SUPPORTED));
+}
+
+#[test]
+fn errors_are_told_by_kind_and_place() {
+    let rig = Rig::new(&[Model::H100_80, Model::T4]);
+    let [gpu, turing] = [0, 1].map(|index| rig.gpu(index).unwrap());
+    let set = rig.machine.set_readings(0, |readings| {
+        readings.volatile_ecc = EccErrors { corrected: 1, uncorrected: 2 };
+        readings.aggregate_ecc = EccErrors { corrected: 3, uncorrected: 4 };
+        readings.sram_threshold_exceeded = true;
+        readings.tpc_repair_pending = true;
+    });
+    set.unwrap();
+    let asked = [(0, 0, 2), (1, 0, 2), (0, 1, 2), (1, 1, 7), (2, 0, 2), (0, 2, 2), (0, 0, 8)];
+    let bad = Err(INVALID_ARGUMENT);
+    let told = asked.map(|at| rig.ecc_errors(gpu, at));
+    assert_eq!(told, [Ok([1, 1]), Ok([2, 2]), Ok([3, 3]), Ok([4, 0]), bad, bad, bad]);
+    assert_eq!((rig.sram(gpu), rig.repair(gpu)), (Ok(1), Ok((0, 1))));
+    assert_eq!((rig.sram(turing), rig.repair(turing)), (Err(NOT_SUPPORTED), Err(NOT_SUPPORTED)));
+    rig.machine.reset_gpu(0).unwrap();
+    assert_eq!((rig.sram(gpu), rig.repair(gpu)), (Ok(1), Ok((0, 0))));
+    assert_eq!(rig.temperature(gpu), Ok(30));
+}
+
+#[test]
+fn a_fabric_is_healthy_until_a_gpu_says_otherwise() {
+    let fabric = FabricDescription { cluster: None, clique: 1 };
+    let rig = Rig::of(&NodeDescription::uniform(Model::H100_80, 2).in_fabric(fabric));
+    let health = FabricHealth { mask: 0x1, summary: 3 };
+    rig.machine.set_readings(1, |readings| readings.fabric = health).unwrap();
+    let told = [0, 1].map(|index| rig.fabric_health(rig.gpu(index).unwrap()));
+    assert_eq!(told, [Ok((0x1aa, 1)), Ok((0x1, 3))]);
 }

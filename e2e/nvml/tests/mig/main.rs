@@ -7,6 +7,7 @@ mod faults;
 mod guest;
 mod health;
 mod life;
+mod load;
 mod processes;
 mod rig;
 mod topology;
