@@ -8,6 +8,7 @@
 mod device;
 mod events;
 mod fields;
+mod gpm;
 mod health;
 mod instances;
 mod mig;
@@ -19,6 +20,7 @@ mod topology;
 mod wire;
 
 pub(crate) use events::EventSet;
+pub(crate) use gpm::Sample;
 
 /// Exports functions under their own names. The first argument of each body is that name.
 macro_rules! export {

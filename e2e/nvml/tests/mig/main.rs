@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod faults;
+mod gpm;
 mod guest;
 mod health;
 mod life;
