@@ -16,6 +16,8 @@ pub struct Readings {
     pub aggregate_ecc: EccErrors,
     /// Rows of memory, since Ampere.
     pub remapped_rows: RemappedRows,
+    /// Banks of memory that have no row left to stand in for another, since Ampere.
+    pub banks_without_spare_rows: u32,
     /// Pages of memory, before Ampere: retired for corrected errors, for uncorrected ones, and whether
     /// more wait for a reset.
     pub retired_pages: (u32, u32, bool),
@@ -116,6 +118,11 @@ pub struct NvLinkErrors {
 }
 
 impl Readings {
+    /// Whether nothing was ever wrong.
+    pub(crate) fn are_of_a_whole_gpu(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// A reset does what waited for it and begins volatile counts anew.
     pub(crate) fn reset(&mut self) {
         self.recovery_action = 0;

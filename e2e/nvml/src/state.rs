@@ -37,6 +37,8 @@ pub(crate) struct GpuState {
     pub(crate) instances: Vec<Instance>,
     pub(crate) processes: Vec<Process>,
     pub(crate) meter: Meter,
+    /// Left out of the file while there is nothing to read, since all of it is written at each change.
+    #[serde(default, skip_serializing_if = "Readings::are_of_a_whole_gpu")]
     pub(crate) readings: Readings,
 }
 

@@ -57,7 +57,7 @@ fn answer(gpu: &Present<'_>, field: c_uint, scope: c_uint) -> nvmlFieldValue_t {
     }
 }
 
-/// By number, as `NVML_FI_DEV_…` of the header of CUDA 13. The scope is a link, or all of them.
+/// By number, as `NVML_FI_DEV_…`. The scope is a link, or all of them.
 fn value(gpu: &Present<'_>, field: u32, scope: u32) -> Result<Value, Code> {
     let readings = &gpu.state.readings;
     if let Some(&code) = readings.refused_fields.get(&field) {
@@ -70,7 +70,9 @@ fn value(gpu: &Present<'_>, field: u32, scope: u32) -> Result<Value, Code> {
         6 => Ok(Value::Long(readings.aggregate_ecc.uncorrected)),
         29..=31 => retired_pages(gpu, field),
         38 | 45 | 52 | 59 => nvlink_errors(gpu, field),
-        74..=79 | 269..=271 => violation(readings, field).map(Value::Long),
+        74..=79 => violation(readings, field).map(Value::Long),
+        251..=253 if !renumbered(gpu) => violation(readings, field + 18).map(Value::Long),
+        269..=271 if renumbered(gpu) => violation(readings, field).map(Value::Long),
         82 if gpu.board().memory_sensor => {
             Ok(Value::Int(number(gpu.sensors().warmth / 1000 + MEMORY_WARMER)))
         }
@@ -85,6 +87,11 @@ fn value(gpu: &Present<'_>, field: u32, scope: u32) -> Result<Value, Code> {
         }
         _ => Err(Code::NOT_SUPPORTED),
     }
+}
+
+/// Whether the driver counts fields as the header of CUDA 13.0 Update 1 does, not as those before.
+fn renumbered(gpu: &Present<'_>) -> bool {
+    gpu.session.hardware.node.driver_version() >= (580, 82)
 }
 
 /// What there was before rows could be remapped.
@@ -141,7 +148,7 @@ fn nvlink_errors(gpu: &Present<'_>, field: u32) -> Result<Value, Code> {
     }))
 }
 
-/// Nanoseconds for which clocks were held down, by the number of the field.
+/// Nanoseconds for which clocks were held down, by the number of the field in new headers.
 pub(super) fn violation(readings: &Readings, field: u32) -> Result<u64, Code> {
     let times = readings.violations;
     match field {

@@ -3,7 +3,8 @@
 use std::ffi::{c_uint, c_ulonglong};
 
 use nvml_wrapper_sys::bindings::{
-    nvmlEccSramErrorStatus_v1_t, nvmlRepairStatus_v1_t, nvmlViolationTime_t,
+    nvmlEccSramErrorStatus_v1_t, nvmlRepairStatus_v1_t, nvmlRowRemapperHistogramValues_t,
+    nvmlViolationTime_t,
 };
 
 use super::{
@@ -19,6 +20,8 @@ use crate::{
 
 /// `nvmlMemoryLocation_t`: where the errors are that readings count.
 const DRAM: c_uint = 2;
+/// Banks of memory, as an A100 has them.
+const BANKS: c_uint = 640;
 
 export! {
     fn nvmlDeviceGetRemappedRows(
@@ -37,6 +40,15 @@ export! {
             give(uncorrected, rows.uncorrected)?;
             give(pending, rows.pending.into())?;
             give(failure, rows.failure.into())
+        })
+    };
+    fn nvmlDeviceGetRowRemapperHistogram(
+        device: Opaque, banks: Out<'_, nvmlRowRemapperHistogramValues_t>,
+    ) = |name| {
+        since_ampere(name, device, |gpu| {
+            let none = gpu.state.readings.banks_without_spare_rows;
+            let max = BANKS.saturating_sub(none);
+            give(banks, nvmlRowRemapperHistogramValues_t { max, high: 0, partial: 0, low: 0, none })
         })
     };
     fn nvmlDeviceGetTotalEccErrors(

@@ -139,7 +139,6 @@ stubs! {
     nvmlDeviceGetRetiredPages
     nvmlDeviceGetRetiredPagesPendingStatus
     nvmlDeviceGetRetiredPages_v2
-    nvmlDeviceGetRowRemapperHistogram
     nvmlDeviceGetRunningProcessDetailList
     nvmlDeviceGetSamples
     nvmlDeviceGetSramUniqueUncorrectedEccErrorCounts

@@ -4,7 +4,7 @@ use std::fs;
 
 use kerf_nvml::{
     EccErrors, Effect, FabricDescription, FabricHealth, Fault, Machine, Model, NodeDescription,
-    RemappedRows,
+    RemappedRows, Violations,
 };
 
 use crate::rig::*;
@@ -44,6 +44,19 @@ fn a_driver_knows_the_events_and_fields_of_its_time() {
     let expected =
         [(0x10b, Err(NOT_SUPPORTED), 0), (0x3f0b, Err(NOT_SUPPORTED), 0), (0xff0b, Ok(1), 1)];
     assert_eq!(known, expected);
+}
+
+#[test]
+fn fields_were_renumbered_within_r580() {
+    let known = ["580.65.06", "580.82.07", "590.44.01"].map(|version| {
+        let rig = with_driver(version);
+        let times = Violations { software_thermal: 1, power_brake: 3, ..Violations::default() };
+        rig.machine.set_readings(0, |readings| readings.violations = times).unwrap();
+        rig.fields(rig.gpu(0).unwrap(), &[251, 253, 269, 271]).unwrap()
+    });
+    let (no, old) = (Err(NOT_SUPPORTED), [Ok(1), Ok(3)]);
+    let (before, after) = ([old, [no, no]].concat(), [[no, no], old].concat());
+    assert_eq!(known, [before, after.clone(), after]);
 }
 
 #[test]
@@ -184,8 +197,13 @@ fn remapped_rows_are_not_told_by_a_gpu_that_is_cut() {
     let rig = Rig::cut(&[Model::H100_80, Model::T4]);
     let [gpu, turing] = [0, 1].map(|index| rig.gpu(index).unwrap());
     let rows = RemappedRows { corrected: 1, uncorrected: 2, pending: true, failure: false };
-    rig.machine.set_readings(0, |readings| readings.remapped_rows = rows).unwrap();
+    let set = rig.machine.set_readings(0, |readings| {
+        readings.remapped_rows = rows;
+        readings.banks_without_spare_rows = 1;
+    });
+    set.unwrap();
     assert_eq!(rig.remapped_rows(gpu), Ok([1, 2, 1, 0]));
+    assert_eq!(rig.spare_rows(gpu), Ok([639, 0, 0, 0, 1]));
     rig.machine.create_instance(0, 19, 0, true).unwrap();
     assert_eq!(rig.remapped_rows(gpu), Err(NOT_SUPPORTED));
     assert_eq!(rig.fields(gpu, &[143]), Ok(vec![Ok(2)]));

@@ -444,6 +444,12 @@ impl Library {
         Ok([corrected, uncorrected, pending, failure])
     }
 
+    /// Banks by how many spare rows they have, from all to none.
+    pub(crate) fn spare_rows(&self, device: Handle) -> Answer<[u32; 5]> {
+        let banks = get!(self, nvmlDeviceGetRowRemapperHistogram(device.c()))?;
+        Ok([banks.max, banks.high, banks.partial, banks.low, banks.none])
+    }
+
     /// By type of error, type of counter and place.
     pub(crate) fn ecc_errors(&self, device: Handle, at: (u32, u32, u32)) -> Answer<[u64; 2]> {
         let (kind, counter, place) = at;
