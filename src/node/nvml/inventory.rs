@@ -124,7 +124,7 @@ impl Nvml {
         }
     }
 
-    fn on_gpu<T>(
+    pub(super) fn on_gpu<T>(
         &self,
         index: u32,
         function: &'static str,
