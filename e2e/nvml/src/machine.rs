@@ -188,8 +188,9 @@ impl Machine {
         })
     }
 
-    /// Takes a GPU off the bus: every call on it answers that it is lost. Drivers before R590 report
-    /// no XID 79 through NVML.
+    /// Takes a GPU off the bus: every call on it answers that it is lost. Nothing else says so: a driver
+    /// would with event 0x4000 ([`Self::notice`]) and with XID 79, before R590 in the kernel's log only
+    /// ([`Self::logged_xid`]).
     pub fn lose_gpu(&self, gpu: usize) -> io::Result<()> {
         self.change(gpu, |_, state| {
             state.lost = true;
