@@ -3,6 +3,7 @@
 pub mod features;
 pub mod hook;
 pub mod host;
+pub mod kernel_log;
 pub mod lock;
 pub mod memory;
 pub mod nvml;
