@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Attribution, Extent, Findings, LinkSeverity, Notice, Policy, Readings, Sign,
+    gpu::GpuHealth,
     incident::{Cause, Evidence},
-    one::GpuHealth,
     rules::{self, Condition, Scope, Verdict},
     xids::{LastXid, Xids},
 };

@@ -207,6 +207,24 @@ fn the_driver_outranks_some_rules_once_it_had_time() {
 }
 
 #[test]
+fn what_runs_goes_on_where_the_driver_says_so() {
+    let gpu = cut(0).uuid;
+    let keeps = |code, looks: &[u32]| {
+        let mut health = told(&[xid(code)]);
+        for &value in looks {
+            health.reading(&gpu, &action(value), at(2));
+        }
+        let findings = health.findings();
+        findings.of_gpu(&gpu).iter().find(|finding| finding.class != Class::Driver).cloned()
+    };
+    let keeps = |code, looks: &[u32]| keeps(code, looks).unwrap().keeps_running_work;
+    assert_eq!([keeps(48, &[]), keeps(48, &[1]), keeps(48, &[4, 1])], [false; 3]);
+    assert_eq!([keeps(48, &[4]), keeps(74, &[3]), keeps(95, &[4, 0])], [true; 3]);
+    // The driver's word does not outrank all rules.
+    assert_eq!([keeps(140, &[4]), keeps(145, &[]), keeps(92, &[])], [false, true, true]);
+}
+
+#[test]
 fn what_comes_back_waits_longer_and_the_third_time_for_a_person() {
     let gpu = cut(0).uuid;
     let mut health = Health::new(Policy::default());
