@@ -4,6 +4,9 @@ use Attribution::GpuInstance as Instance;
 
 use super::*;
 
+/// Something that may prove an end, and its name.
+type Proof<'p> = (&'p str, &'p dyn Fn(&mut Health));
+
 fn rows(pending: bool, failed: bool) -> Readings {
     Readings { remapping: Some(Remapping { pending, failed }), ..Readings::default() }
 }
@@ -34,7 +37,7 @@ fn each_fault_ends_with_its_own_proof() {
         let readings = Readings { repair_pending: Some(false), ..Readings::default() };
         health.reading(&gpu, &readings, at(1000));
     };
-    let proofs: [(&str, &dyn Fn(&mut Health)); 7] = [
+    let proofs: [Proof<'_>; 7] = [
         ("reset", &reset),
         ("good", &good),
         ("none", &none),
