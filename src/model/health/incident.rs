@@ -46,6 +46,9 @@ pub(super) struct Incident {
     last: Timestamp,
     /// Whether the driver says that nothing has to be done.
     outranked: bool,
+    /// Whether the driver says that running work may go on.
+    #[serde(default)]
+    spared: bool,
     /// Whether the first half of a proof in two halves is there.
     half: bool,
     /// Seconds that it has to be clean after the proof.
@@ -128,6 +131,7 @@ impl Incident {
             raised: now,
             last: now,
             outranked: false,
+            spared: false,
             half: false,
             wait: cause.hold_down(),
             until: None,
@@ -185,19 +189,17 @@ impl Incident {
     }
 
     fn ends(&self) -> End {
-        let Cause::Reading(condition) = self.cause else {
-            return match self.cause.rule() {
-                Some(Rule { ends: End::AtOnce, .. }) => End::Reset,
-                Some(Rule { verdict: Verdict::Mounting(_), .. })
-                    if self.severity == Severity::Warning =>
-                {
-                    End::Quiet(QUIET_WARNING)
-                }
-                Some(rule) => rule.ends,
-                None => End::Hand,
-            };
-        };
-        condition.rule().ends
+        match (self.cause, self.cause.rule()) {
+            (Cause::Reading(condition), _) => condition.rule().ends,
+            // Only an operator's wish opens it, and then nothing but proof ends it.
+            (_, Some(Rule { ends: End::AtOnce, .. }) | None) => End::Reset,
+            (_, Some(Rule { verdict: Verdict::Mounting(_), .. }))
+                if self.severity == Severity::Warning =>
+            {
+                End::Quiet(QUIET_WARNING)
+            }
+            (_, Some(rule)) => rule.ends,
+        }
     }
 
     /// Takes evidence.
@@ -231,13 +233,21 @@ impl Incident {
         self.until.get_or_insert(until);
     }
 
-    /// The driver's own verdict outranks the rule, once it had time to come to one.
+    /// The driver's own verdict outranks some rules: on what runs at once, on new work when the driver
+    /// had time to come to it.
     fn outrank(&mut self, readings: &Readings, now: Timestamp) {
-        let may = self.cause.rule().is_some_and(|rule| rule.outranked);
+        if !self.cause.rule().is_some_and(|rule| rule.outranked) {
+            return;
+        }
         let settled = now.duration_since(self.raised) >= SETTLED;
-        if may && settled && readings.recovery_action == Some(0) {
-            self.outranked = true;
-            self.severity = Severity::Warning;
+        match readings.recovery_action {
+            Some(0) if settled => {
+                self.outranked = true;
+                self.severity = Severity::Warning;
+            }
+            // DRAIN_P2P and DRAIN_AND_RESET.
+            Some(action @ 1..) => self.spared = matches!(action, 3 | 4),
+            _ => {}
         }
     }
 
@@ -300,7 +310,7 @@ impl Incident {
             since: self.since,
             message,
             action: self.advice(action),
-            keeps_running_work: keeps || self.severity == Severity::Warning,
+            keeps_running_work: keeps || self.spared || self.severity == Severity::Warning,
         }
     }
 

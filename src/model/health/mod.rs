@@ -4,12 +4,12 @@
 //! person can do. What raises and what ends one is a table of rules.
 
 mod finding;
+mod gpu;
 mod history;
 mod incident;
 pub mod kernel_log;
 mod looks;
 mod node;
-mod one;
 mod policy;
 mod rules;
 mod sign;

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Attribution, Extent, Findings, LinkSeverity, Notice, Policy, Readings, Sign,
+    gpu::GpuHealth,
     incident::{Cause, Evidence},
-    one::GpuHealth,
     rules::{self, Condition, Scope, Verdict},
     xids::{LastXid, Xids},
 };
@@ -86,7 +86,8 @@ impl Health {
         Saved { version: VERSION, boot_id, at: self.seen, gpus: self.gpus.clone() }
     }
 
-    /// Takes what a GPU or its driver reported.
+    /// Takes what a GPU or its driver reported, each report once: one that is told again after its
+    /// fault was over begins it anew. After a restart that is what came after [`Saved::at`].
     pub fn sign(&mut self, gpu: &Gpu, sign: &Sign, now: Timestamp) -> Seen {
         self.see(now);
         match *sign {

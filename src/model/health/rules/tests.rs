@@ -45,7 +45,7 @@ fn texts_are_lines_as_people_write_them() {
     let readings = readings::RULES.iter().flat_map(|rule| [rule.message, rule.action]);
     for text in texts.chain(readings) {
         let word = text.split(' ').next().unwrap();
-        let name = word.chars().nth(1).is_some_and(char::is_uppercase);
+        let name = word.chars().skip(1).any(char::is_uppercase);
         assert!(name || !word.starts_with(char::is_uppercase), "{text}");
         assert!(!text.ends_with('.') && !text.contains('\n') && !text.contains('|'), "{text}");
     }
@@ -69,4 +69,12 @@ fn reasons_are_label_values_of_one_condition() {
 fn the_tables_read_like_this() {
     insta::assert_snapshot!("xids", xid_table());
     insta::assert_snapshot!("readings", reading_table());
+}
+
+#[test]
+fn operators_read_the_same_tables() {
+    let page = include_str!("../../../../docs/health.md");
+    for table in [xid_table(), reading_table()] {
+        assert!(page.contains(&table), "docs/health.md lacks:\n{table}");
+    }
 }

@@ -4,6 +4,9 @@ use Attribution::GpuInstance as Instance;
 
 use super::*;
 
+/// Something that may prove an end, and its name.
+type Proof<'p> = (&'p str, &'p dyn Fn(&mut Health));
+
 fn rows(pending: bool, failed: bool) -> Readings {
     Readings { remapping: Some(Remapping { pending, failed }), ..Readings::default() }
 }
@@ -34,7 +37,7 @@ fn each_fault_ends_with_its_own_proof() {
         let readings = Readings { repair_pending: Some(false), ..Readings::default() };
         health.reading(&gpu, &readings, at(1000));
     };
-    let proofs: [(&str, &dyn Fn(&mut Health)); 7] = [
+    let proofs: [Proof<'_>; 7] = [
         ("reset", &reset),
         ("good", &good),
         ("none", &none),
@@ -204,6 +207,24 @@ fn the_driver_outranks_some_rules_once_it_had_time() {
         health.sign(&cut(0), &xid(code), at(11));
         assert_eq!(shorts(&health), [expected]);
     }
+}
+
+#[test]
+fn what_runs_goes_on_where_the_driver_says_so() {
+    let gpu = cut(0).uuid;
+    let keeps = |code, looks: &[u32]| {
+        let mut health = told(&[xid(code)]);
+        for &value in looks {
+            health.reading(&gpu, &action(value), at(2));
+        }
+        let findings = health.findings();
+        findings.of_gpu(&gpu).iter().find(|finding| finding.class != Class::Driver).cloned()
+    };
+    let keeps = |code, looks: &[u32]| keeps(code, looks).unwrap().keeps_running_work;
+    assert_eq!([keeps(48, &[]), keeps(48, &[1]), keeps(48, &[4, 1])], [false; 3]);
+    assert_eq!([keeps(48, &[4]), keeps(74, &[3]), keeps(95, &[4, 0])], [true; 3]);
+    // The driver's word does not outrank all rules.
+    assert_eq!([keeps(140, &[4]), keeps(145, &[]), keeps(92, &[])], [false, true, true]);
 }
 
 #[test]

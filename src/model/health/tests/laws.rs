@@ -102,7 +102,7 @@ fn event() -> impl Strategy<Value = Event> {
 /// Events, each with the seconds since the one before.
 fn story() -> impl Strategy<Value = Vec<(i64, Event)>> {
     let step = prop_oneof![4 => 0..30i64, 2 => 30..900i64, 1 => 900..90_000i64];
-    vec((step, event()), 0..40)
+    vec((step, event()), 0..24)
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
