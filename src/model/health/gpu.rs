@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Extent, Finding, Policy, Readings, Severity,
+    cause::Cause,
     history::{self, Course, Tally},
-    incident::{Cause, Evidence, Incident},
+    incident::{Evidence, Incident},
     looks::{Looks, Shown},
     rules::{Condition, End, Rule, Verdict},
 };

@@ -4,8 +4,10 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Class, Extent, Finding, Readings, Severity, looks,
-    rules::{self, Condition, End, Rule, Verdict},
+    Extent, Finding, Readings, Severity,
+    cause::Cause,
+    looks,
+    rules::{End, Rule, Verdict, of},
 };
 
 /// How long the driver has to say that nothing has to be done before that is believed.
@@ -16,21 +18,6 @@ const LASTING: SignedDuration = SignedDuration::from_mins(30);
 
 /// How long a warning that may mount has to be quiet.
 const QUIET_WARNING: SignedDuration = SignedDuration::from_hours(1);
-
-/// What is wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) enum Cause {
-    /// An XID, and what finds its rule.
-    #[serde(rename_all = "camelCase")]
-    Xid {
-        code: u32,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        fatal: Option<bool>,
-        before_ampere: bool,
-    },
-    Reading(Condition),
-}
 
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,48 +63,6 @@ enum Judged {
     Over,
     HalfOver,
     GoesOn,
-}
-
-impl Cause {
-    fn rule(&self) -> Option<&'static Rule> {
-        match *self {
-            Self::Xid { code, fatal, before_ampere } => Some(rules::of(code, fatal, before_ampere)),
-            Self::Reading(_) => None,
-        }
-    }
-
-    /// One word for programs.
-    pub(super) fn reason(&self) -> String {
-        match self {
-            Self::Xid { code, .. } => format!("xid-{code}"),
-            Self::Reading(condition) => condition.reason(),
-        }
-    }
-
-    /// Whether both are the same fault, in whatever words it was told.
-    fn is(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Xid { code, .. }, Self::Xid { code: other, .. }) => code == other,
-            (Self::Reading(condition), Self::Reading(other)) => condition == other,
-            _ => false,
-        }
-    }
-
-    fn class(&self) -> Class {
-        match self {
-            Self::Xid { code, fatal, before_ampere } => {
-                rules::of(*code, *fatal, *before_ampere).class
-            }
-            Self::Reading(condition) => condition.rule().class,
-        }
-    }
-
-    /// Seconds that it has to be clean after the proof that it is over.
-    pub(super) fn hold_down(&self) -> i64 {
-        let slow = matches!(self.class(), Class::Link | Class::Thermal)
-            || *self == Self::Reading(Condition::PowerBrake);
-        if slow { 300 } else { 60 }
-    }
 }
 
 impl Incident {
@@ -294,7 +239,7 @@ impl Incident {
     pub(super) fn finding(&self) -> Finding {
         let (message, action, keeps) = match self.cause {
             Cause::Xid { code, fatal, before_ampere } => {
-                let rule = rules::of(code, fatal, before_ampere);
+                let rule = of(code, fatal, before_ampere);
                 (rule.message(code), rule.action, rule.keeps_running_work)
             }
             Cause::Reading(condition) => {

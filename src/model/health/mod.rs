@@ -3,6 +3,7 @@
 //! A finding says what is wrong with a GPU or with a part of it, how bad that is, since when, and what a
 //! person can do. What raises and what ends one is a table of rules.
 
+mod cause;
 mod finding;
 mod gpu;
 mod history;

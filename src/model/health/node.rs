@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Attribution, Extent, Findings, LinkSeverity, Notice, Policy, Readings, Sign,
+    cause::Cause,
     gpu::GpuHealth,
-    incident::{Cause, Evidence},
+    incident::Evidence,
     rules::{self, Condition, Scope, Verdict},
     xids::{LastXid, Xids},
 };
