@@ -17,7 +17,7 @@
 //! Layout, and who may import whom:
 //!
 //! * [`model`]: what is true, as plain values. Imports nothing of ours.
-//! * [`node`]: the machine: NVML, the host's files, records and CDI files on disk. Imports `model`.
+//! * [`node`]: the machine: NVML, the kernel's log, the host's files, records and CDI files on disk. Imports `model`.
 //! * [`cluster`]: the API server: claims in, slices and events out. Imports `model`.
 //! * [`driver`]: the order of things: prepare, unprepare, recover. Imports `node`, `cluster`, `model`.
 //! * [`kubelet`]: the kubelet's sockets: claims, extended resources, pod resources. Imports `driver`, `model`, `proto`.
