@@ -1,4 +1,4 @@
-//! The machine: NVML, the host's files, and what Kerf keeps on disk.
+//! The machine: NVML, the kernel's log, the host's files, and what Kerf keeps on disk.
 
 pub mod features;
 pub mod hook;

@@ -65,6 +65,11 @@ impl Error {
         matches!(self.answer, NvmlError::NotSupported)
     }
 
+    /// The GPU does not have what was asked for, or its driver does not.
+    pub(super) fn lacking(&self) -> bool {
+        self.not_supported() || self.no_such_function()
+    }
+
     /// What was named does not exist (any more).
     pub fn not_found(&self) -> bool {
         matches!(self.answer, NvmlError::NotFound)

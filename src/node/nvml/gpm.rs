@@ -31,9 +31,9 @@ pub struct Gpm {
     seen: BTreeMap<(GpuUuid, Option<u32>), Seen>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Seen {
-    before: Buffer,
+    before: Option<Buffer>,
     /// For the next look.
     spare: Option<Buffer>,
 }
@@ -79,19 +79,22 @@ impl Gpm {
             return Ok(None);
         }
         let key = (gpu.uuid.clone(), instance);
-        let seen = self.seen.remove(&key);
-        let (before, spare) = seen.map_or((None, None), |seen| (Some(seen.before), seen.spare));
+        let Seen { before, spare } = self.seen.remove(&key).unwrap_or_default();
         let mut now = match spare {
             Some(spare) => spare,
             None => self.buffer(on)?,
         };
-        // A look that fails ends the time that means are over.
-        on.take_gpm_sample(instance, &mut now.sample)?;
+        let taken = on.take_gpm_sample(instance, &mut now.sample);
+        if taken.is_err() {
+            // The next look has nothing to compare with.
+            self.seen.insert(key, Seen { before: None, spare: Some(now) });
+            return taken.map(|()| None);
+        }
         let told = before
             .as_ref()
             .map(|before| on.gpm_metrics(&before.sample, &now.sample, &METRICS))
             .transpose();
-        self.seen.insert(key, Seen { before: now, spare: before });
+        self.seen.insert(key, Seen { before: Some(now), spare: before });
         Ok(told?.map(|values| activity(&values)))
     }
 
@@ -100,7 +103,7 @@ impl Gpm {
             return Ok(has);
         }
         let has = match on.has_gpm() {
-            Err(error) if error.no_evidence() => false,
+            Err(error) if error.lacking() => false,
             answer => answer?,
         };
         self.has.insert(gpu.uuid.clone(), has);

@@ -20,8 +20,8 @@ pub(super) struct ComputeProfile {
 
 impl Nvml {
     pub(super) fn on<'n>(&'n self, gpu: &Gpu) -> Result<On<'n>, Error> {
-        let known = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get(&gpu.uuid).copied();
+        let handles = || self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = handles().get(&gpu.uuid).copied();
         let handle = match known {
             Some(handle) => handle,
             None => self.look_up(gpu)?,

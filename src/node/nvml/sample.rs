@@ -172,9 +172,7 @@ impl Asked<'_> {
             return Ok(None);
         }
         let answer = ask();
-        if let Err(error) = &answer
-            && (error.not_supported() || error.no_such_function())
-        {
+        if answer.as_ref().is_err_and(Error::lacking) {
             lacking().insert(key);
         }
         told(answer)
