@@ -228,7 +228,7 @@ impl Run {
 /// order for an idle GPU in each, the best that never changes.
 fn input<'a>(inventory: &'a Inventory, held: &'a [Held<'a>], by_size: bool) -> PoolInput<'a> {
     let features = Features { counters: true, taints: true, separate_counter_slices: by_size };
-    PoolInput { node: "node", inventory, held, taken: &[], features }
+    PoolInput { held, ..PoolInput::of("node", inventory, features) }
 }
 
 fn gpu(number: u32) -> Gpu {

@@ -219,6 +219,9 @@ impl Ready {
             served = self.keep_doors(args, doors, end, &driver, publisher) => served?,
             () = self.rescan(&driver, &events) => {}
             () = self.compare(&driver) => {}
+            () = driver.watch_health() => {}
+            () = driver.evict_pods() => {}
+            () = tell_claims(args, &driver) => {}
             () = lost => {
                 socket_file.leave();
                 anyhow::bail!("another agent has taken over: this one was thought dead");
@@ -291,6 +294,8 @@ impl Ready {
         let (records, mut unreadable) = self.store.records()?;
         let (numbers, spoilt) = self.store.numbers()?;
         unreadable.extend(spoilt);
+        let (health, spoilt) = self.store.health()?;
+        unreadable.extend(spoilt);
         for SetAside { path, reason } in unreadable {
             let note = format!("set aside `{}`, which cannot be read: {reason}", path.display());
             tracing::error!("{note}");
@@ -316,6 +321,7 @@ impl Ready {
                 on_demand: args.doors.mig_on_demand,
                 split: args.doors.split(),
             },
+            health: args.health.parts(health, &self.boot_id)?,
         }))
     }
 
@@ -331,6 +337,14 @@ impl Ready {
                 look.tick().await;
             }
         }
+    }
+}
+
+/// Tells claims what they have, where that is wanted.
+async fn tell_claims(args: &Args, driver: &Arc<Driver>) {
+    match args.health.claim_status {
+        true => driver.tell_claims_of_devices().await,
+        false => std::future::pending().await,
     }
 }
 

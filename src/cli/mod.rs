@@ -5,6 +5,7 @@ mod agent;
 mod cut;
 mod devices;
 pub mod doors;
+pub mod health;
 pub mod inventory;
 pub mod labels;
 mod listen;
@@ -14,6 +15,7 @@ pub mod node;
 mod output;
 pub mod picture;
 pub mod plugin_config;
+pub mod release_gpu;
 mod report;
 mod rescan;
 #[cfg(test)]
@@ -50,6 +52,8 @@ enum Command {
     Inventory(inventory::Args),
     /// Show what is held by whom, from the agent or, when it is down, from its records.
     Status(status::Args),
+    /// Have the agent let go of a GPU, so that it can be reset.
+    ReleaseGpu(release_gpu::Args),
 }
 
 /// Runs the command line `args`, the program's name first.
@@ -60,6 +64,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Node(args) => node::run(*args),
         Command::Inventory(args) => inventory::run(&args, out, Style::of_stdout()),
         Command::Status(args) => status::run(&args, out, Style::of_stdout()),
+        Command::ReleaseGpu(args) => release_gpu::run(&args, out),
     };
     outcome.unwrap_or_else(|error| {
         // Nobody is left to tell when stderr is closed.

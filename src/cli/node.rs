@@ -7,8 +7,8 @@ use tokio::runtime;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use super::{
-    agent, doors::DoorArgs, labels::LabelArgs, machine::MachineArgs, plugin_config::PluginArgs,
-    style::Style,
+    agent, doors::DoorArgs, health::HealthArgs, labels::LabelArgs, machine::MachineArgs,
+    plugin_config::PluginArgs, style::Style,
 };
 use crate::node::memory;
 
@@ -61,6 +61,9 @@ pub struct Args {
     /// Labels of the node.
     #[command(flatten)]
     pub labels: LabelArgs,
+    /// Health of the GPUs, and what follows from it.
+    #[command(flatten)]
+    pub health: HealthArgs,
     /// How the device plugin is configured.
     #[command(flatten)]
     pub plugin: PluginArgs,

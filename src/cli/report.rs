@@ -18,8 +18,8 @@ use crate::{
     model::{
         plugin::offer::Offered,
         status::{
-            AgentState, AgentStatus, ClaimStatus, ContainerStatus, KubeletStatus, NotServed,
-            Published, ResourceStatus, Status,
+            AgentState, AgentStatus, ClaimStatus, ContainerStatus, GpuStatus, KubeletStatus, Load,
+            NotServed, Published, ResourceStatus, Status,
         },
     },
 };
@@ -194,6 +194,7 @@ impl Reporter {
             published: dra.then(|| self.publishing()),
             not_served: self.not_served(),
             warnings: self.warned(driver.as_deref()),
+            gpus: driver.as_deref().map(|driver| self.gpus(driver)).unwrap_or_default(),
             claims: ClaimStatus::of(&records, &self.boot_id),
             resources: driver.as_deref().map(|driver| self.resources(driver)).unwrap_or_default(),
             containers: ContainerStatus::of(&records, &self.boot_id),
@@ -205,7 +206,10 @@ impl Reporter {
         let offered = driver.map(|driver| driver.offer().warnings.clone());
         let configuration = self.configuration.lock().unwrap_or_else(PoisonError::into_inner);
         let configured = configuration.as_ref().and_then(|warning| warning.borrow().clone());
-        known.into_iter().chain(configured).chain(offered.into_iter().flatten()).collect()
+        let deaf = driver.map(Driver::deaf).into_iter().flatten();
+        let deaf = deaf.map(|source| format!("health is seen in part: {source}"));
+        let offered = offered.into_iter().flatten();
+        known.into_iter().chain(configured).chain(offered).chain(deaf).collect()
     }
 
     fn state(&self) -> AgentState {
@@ -263,6 +267,22 @@ impl Reporter {
             error: published.error.clone(),
             features: named.unwrap_or_default(),
         }
+    }
+
+    fn gpus(&self, driver: &Driver) -> Vec<GpuStatus> {
+        let inventory = self.machine.inventory();
+        let (findings, samples) = (driver.findings(), driver.samples());
+        let gpus = inventory.known().into_iter().map(|gpu| GpuStatus {
+            index: gpu.index,
+            uuid: gpu.uuid.clone(),
+            product: gpu.product.clone(),
+            served: inventory.gpu(&gpu.uuid).is_some(),
+            findings: findings.of_gpu(&gpu.uuid).to_vec(),
+            load: samples.0.get(&gpu.uuid).map(|taken| Load::from(&*taken.sample)),
+        });
+        let mut gpus: Vec<_> = gpus.collect();
+        gpus.sort_by_key(|gpu| gpu.index);
+        gpus
     }
 
     fn not_served(&self) -> Vec<NotServed> {

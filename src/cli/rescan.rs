@@ -63,7 +63,10 @@ fn tell_of_gpus(before: &Inventory, now: &Inventory, events: &Events) {
     for gpu in now.unreadable.iter().filter(|gpu| !silent(before, gpu.index)) {
         let note = format!("GPU {} is not served: {}", gpu.index, gpu.reason);
         tracing::warn!("{note}");
-        events.warn_node("GpuNotServed", &note);
+        // Of one that is known its health tells.
+        if gpu.uuid.is_none() {
+            events.warn_node("GpuNotServed", &note);
+        }
     }
     for gpu in now.gpus.iter().filter(|gpu| silent(before, gpu.index)) {
         tracing::info!(gpu = gpu.index, "served again");

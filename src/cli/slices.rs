@@ -19,7 +19,7 @@ const ALL: Features = Features { counters: true, taints: true, separate_counter_
 
 /// The slices for a cluster that keeps every field.
 pub(super) fn slices(node: &str, inventory: &Inventory, held: &[Held<'_>]) -> Vec<ResourceSlice> {
-    let content = pool::slices(&PoolInput { node, inventory, held, taken: &[], features: ALL });
+    let content = pool::slices(&PoolInput { held, ..PoolInput::of(node, inventory, ALL) });
     let pool = ResourcePool {
         name: node.to_owned(),
         generation: 1,

@@ -25,10 +25,11 @@ use crate::{
         table::table,
     },
     model::{
+        health::Severity,
         plan::Origin,
         status::{
-            AgentState, AgentStatus, ClaimState, ClaimStatus, ContainerStatus, ResourceStatus,
-            Status,
+            AgentState, AgentStatus, ClaimState, ClaimStatus, ContainerStatus, GpuStatus,
+            ResourceStatus, Status,
         },
     },
 };
@@ -120,8 +121,12 @@ fn render(status: &Status, now: Timestamp, style: Style) -> String {
         }
         (None, None) => {}
     }
-    text.push_str(&troubles(status, style));
+    text.push_str(&troubles(status, now, style));
     text.push('\n');
+    if !status.gpus.is_empty() {
+        text.push_str(&gpus(&status.gpus));
+        text.push('\n');
+    }
     if !status.claims.is_empty() || status.resources.is_empty() && status.containers.is_empty() {
         text.push_str(&claims(&status.claims, now));
     }
@@ -163,7 +168,7 @@ fn agent_line(status: &Status, agent: &AgentStatus, now: Timestamp, style: Style
     format!("{}\n", parts.join(style.separator()))
 }
 
-fn troubles(status: &Status, style: Style) -> String {
+fn troubles(status: &Status, now: Timestamp, style: Style) -> String {
     let mut text = String::new();
     let mut line = |what: &str, why: &str| {
         _ = writeln!(text, "{} {why}", style.paint(Paint::Red, what));
@@ -174,13 +179,61 @@ fn troubles(status: &Status, style: Style) -> String {
     if let Some(error) = status.published.as_ref().and_then(|published| published.error.as_ref()) {
         line("publishing:", error);
     }
-    for gpu in &status.not_served {
+    let explained = |index: u32| {
+        let findings =
+            status.gpus.iter().filter(|gpu| gpu.index == index).flat_map(|gpu| &gpu.findings);
+        findings.into_iter().any(|finding| finding.severity == Severity::Unhealthy)
+    };
+    for gpu in status.not_served.iter().filter(|gpu| !explained(gpu.index)) {
         line(&format!("GPU {} not served:", gpu.index), &gpu.reason);
+    }
+    for gpu in &status.gpus {
+        for finding in &gpu.findings {
+            let since = age(&finding.since.to_string(), now);
+            let what = format!("GPU {} {} for {since}:", gpu.index, severity(finding.severity));
+            line(&what, &finding.line());
+        }
     }
     for warning in &status.warnings {
         line("warning:", warning);
     }
     text
+}
+
+fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Warning => "warning",
+        Severity::Unhealthy => "unhealthy",
+    }
+}
+
+fn gpus(gpus: &[GpuStatus]) -> String {
+    let head = ["GPU", "UUID", "PRODUCT", "HEALTH", "UTIL", "MEMORY", "TEMP", "POWER"];
+    let rows = gpus.iter().map(|gpu| {
+        let load = gpu.load.unwrap_or_default();
+        let health = match gpu.findings.first() {
+            Some(worst) => severity(worst.severity),
+            None if gpu.served => "healthy",
+            None => "not served",
+        };
+        let memory = load.memory_used_bytes.zip(load.memory_bytes);
+        let gib = |bytes: u64| (bytes + (1 << 29)) >> 30;
+        [
+            gpu.index.to_string(),
+            short(&gpu.uuid.0).to_owned(),
+            gpu.product.clone(),
+            health.to_owned(),
+            or_dash(load.utilization.map(|percent| format!("{percent}%"))),
+            or_dash(memory.map(|(used, all)| format!("{}/{} GiB", gib(used), gib(all)))),
+            or_dash(load.temperature.map(|degrees| format!("{degrees} °C"))),
+            or_dash(load.power_milliwatts.map(|power| format!("{} W", (power + 500) / 1000))),
+        ]
+    });
+    table(&std::iter::once(head.map(str::to_owned)).chain(rows).collect::<Vec<_>>())
+}
+
+fn or_dash(value: Option<String>) -> String {
+    value.unwrap_or_else(|| "-".to_owned())
 }
 
 fn claims(claims: &[ClaimStatus], now: Timestamp) -> String {

@@ -28,6 +28,8 @@ const QUEUE: usize = 64;
 const AGAIN: Duration = Duration::from_secs(600);
 /// The API server's limit for a note, in bytes.
 const NOTE: usize = 1024;
+/// Type of events about what somebody should see to.
+const WARNING: &str = "Warning";
 /// Namespace of events about objects that have none.
 const NOWHERE: &str = "default";
 
@@ -49,18 +51,26 @@ impl Events {
         Self { settings, queue }
     }
 
+    /// Tells of something good about the node. The reason is one word in CamelCase, the note one line.
+    pub fn tell_node(&self, reason: &str, note: &str) {
+        self.say("Normal", self.the_node(), NOWHERE, reason, note);
+    }
+
     /// Warns about the node. The reason is one word in CamelCase, the note one line.
     pub fn warn_node(&self, reason: &str, note: &str) {
+        self.say(WARNING, self.the_node(), NOWHERE, reason, note);
+    }
+
+    fn the_node(&self) -> ObjectReference {
         let node = &self.settings.node;
-        let regarding = ObjectReference {
+        ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Node".to_owned()),
             name: Some(node.clone()),
             // As the kubelet does: `kubectl describe node` looks for this too.
             uid: Some(node.clone()),
             ..ObjectReference::default()
-        };
-        self.warn(regarding, NOWHERE, reason, note);
+        }
     }
 
     /// Warns about a claim. The reason is one word in CamelCase, the note one line.
@@ -73,11 +83,19 @@ impl Events {
             uid: Some(claim.uid.clone()),
             ..ObjectReference::default()
         };
-        self.warn(regarding, &claim.namespace, reason, note);
+        self.say(WARNING, regarding, &claim.namespace, reason, note);
     }
 
-    fn warn(&self, regarding: ObjectReference, namespace: &str, reason: &str, note: &str) {
-        let event = event(&self.settings, regarding, namespace, reason, note, Timestamp::now());
+    fn say(
+        &self,
+        kind: &str,
+        regarding: ObjectReference,
+        namespace: &str,
+        reason: &str,
+        note: &str,
+    ) {
+        let now = Timestamp::now();
+        let event = event(&self.settings, kind, regarding, namespace, reason, note, now);
         if let Err(error) = self.queue.try_send(event) {
             tracing::warn!(%reason, %note, %error, "a warning got no event");
         }
@@ -107,6 +125,7 @@ impl Said {
 
 fn event(
     settings: &PublishSettings,
+    kind: &str,
     regarding: ObjectReference,
     namespace: &str,
     reason: &str,
@@ -127,7 +146,7 @@ fn event(
         regarding: Some(regarding),
         reporting_controller: Some(settings.driver.clone()),
         reporting_instance: Some(settings.node.clone()),
-        type_: Some("Warning".to_owned()),
+        type_: Some(kind.to_owned()),
         ..Event::default()
     }
 }

@@ -13,11 +13,13 @@ use kube::{
 pub use self::error::Error;
 
 mod check;
+mod claim_status;
 mod claims;
 mod content;
 mod converge;
 mod error;
 pub mod events;
+pub mod evict;
 mod features;
 mod node_label;
 pub mod publish;

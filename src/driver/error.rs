@@ -52,6 +52,14 @@ pub enum Error {
     /// A record or CDI file could not be written.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// A GPU cannot be let go for a reset.
+    #[error("{gpu} cannot be released: {reason}")]
+    Release {
+        /// As people know it.
+        gpu: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// This agent is about to end.
     #[error("handing over to another agent; the kubelet will ask again")]
     HandingOver,

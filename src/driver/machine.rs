@@ -1,9 +1,14 @@
 //! The loaded NVML and what it last said: loading, reading, and noticing that it is gone.
 
+mod release;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -57,6 +62,12 @@ pub struct Machine {
     /// How often what is known of a GPU was changed by who had its lock.
     changes: Mutex<BTreeMap<GpuUuid, u64>>,
     suspicion: Notify,
+    /// How often a driver was found that was not there before.
+    loads: AtomicU64,
+    /// GPUs that were let go.
+    released: RwLock<BTreeSet<GpuUuid>>,
+    /// One reading at a time, and none while the library is let go.
+    reading: tokio::sync::Mutex<()>,
     pub(super) locks: Locks,
 }
 
@@ -92,6 +103,9 @@ impl Machine {
             joined: RwLock::default(),
             changes: Mutex::default(),
             suspicion: Notify::new(),
+            loads: AtomicU64::new(0),
+            released: RwLock::default(),
+            reading: tokio::sync::Mutex::default(),
             locks: Locks::default(),
         }
     }
@@ -104,6 +118,17 @@ impl Machine {
     /// The inventory as it changes.
     pub fn watch(&self) -> watch::Receiver<Library> {
         self.state.subscribe()
+    }
+
+    /// How often a driver was found that was not there before: at the start, and when it was loaded again.
+    pub fn loads(&self) -> u64 {
+        self.loads.load(Ordering::Relaxed)
+    }
+
+    /// Whether this is the library in use.
+    pub(super) fn is_loaded(&self, nvml: &Arc<Nvml>) -> bool {
+        let loaded = self.nvml.read().unwrap_or_else(PoisonError::into_inner);
+        loaded.as_ref().is_some_and(|loaded| Arc::ptr_eq(loaded, nvml))
     }
 
     /// The GPUs as last read; none while no driver is loaded.
@@ -200,6 +225,11 @@ impl Machine {
 
     /// Loads the library if it is not, and reads all GPUs that nobody is changing. Tells the watchers.
     pub async fn read(self: &Arc<Self>) {
+        let _turn = self.reading.lock().await;
+        self.read_now().await;
+    }
+
+    async fn read_now(self: &Arc<Self>) {
         let machine = self.clone();
         let seen = self.changes();
         let loaded = spawn_blocking(move || machine.load()).await;
@@ -259,8 +289,12 @@ impl Machine {
                     uuid: None,
                     reason: panic.to_string(),
                     lost: false,
+                    known: None,
                 }),
             }
+        }
+        for silent in &mut inventory.unreadable {
+            silent.known = as_last_read(&known, silent);
         }
         inventory.gpus.sort_by_key(|gpu| gpu.number);
         inventory
@@ -269,8 +303,17 @@ impl Machine {
     /// Reads one GPU off the async threads. One that hangs keeps its lock and is not asked again.
     async fn read_one(self: Arc<Self>, nvml: Arc<Nvml>, index: u32) -> Reading {
         let known = self.known(index);
+        if known.as_ref().is_some_and(|uuid| self.is_released(uuid)) {
+            return release::reading(index, known);
+        }
         let failed = |reason: String| {
-            Reading::Failed(Unreadable { index, uuid: known.clone(), reason, lost: false })
+            Reading::Failed(Unreadable {
+                index,
+                uuid: known.clone(),
+                reason,
+                lost: false,
+                known: None,
+            })
         };
         // Asked again, a GPU that hangs would take one thread each time.
         if self.hung().iter().any(|call| call.gpu == Some(index)) {
@@ -407,6 +450,9 @@ impl Machine {
                 changed.for_each(|(uuid, _)| inventory.keep(known, uuid));
             }
             let same = matches!(state, Library::Loaded(known) if **known == inventory);
+            if let Library::Missing(_) = state {
+                self.loads.fetch_add(1, Ordering::Relaxed);
+            }
             if !same {
                 *state = Library::Loaded(Arc::new(inventory));
             }
@@ -497,6 +543,13 @@ impl Machine {
             }
         });
     }
+}
+
+/// A GPU that does not answer, as it was when it last did.
+fn as_last_read(known: &Inventory, silent: &Unreadable) -> Option<Arc<Gpu>> {
+    let uuid = silent.uuid.as_ref()?;
+    let answered = known.gpu(uuid).map(|gpu| Arc::new(gpu.clone()));
+    answered.or_else(|| known.silence(uuid)?.known.clone())
 }
 
 /// How [`Joined`] names a GPU.

@@ -1,8 +1,11 @@
 //! The order of things: prepare, unprepare, recover. Sync work behind an async front: what a call
 //! waits for is awaited, what changes the machine runs off the async threads and to its end.
 
+mod claim_status;
 mod containers;
 mod error;
+mod evict;
+mod health;
 mod ledger;
 mod locks;
 pub mod machine;
@@ -11,6 +14,9 @@ mod offer;
 mod prepare;
 mod publish;
 mod recover;
+mod release;
+mod samples;
+mod senses;
 mod spec;
 mod takeover;
 mod undo;
@@ -28,6 +34,7 @@ use std::{
 
 pub use containers::PodResources;
 pub use error::Error;
+pub use health::HealthParts;
 use k8s_openapi::jiff::Timestamp;
 pub use offer::{Stream, Versioned};
 use tokio::{
@@ -45,6 +52,7 @@ use crate::{
         gpu::GpuUuid,
         plugin::config::{Config, DeviceRef},
         record::Record,
+        sample::Samples,
     },
     node::{lock, store::Store},
 };
@@ -80,6 +88,8 @@ pub struct Parts {
     pub pods: Arc<dyn PodResources>,
     /// The device plugin's part.
     pub plugin: PluginParts,
+    /// What is known of the GPUs' health, and what follows from it.
+    pub health: HealthParts,
 }
 
 /// What the device plugin is given to work with.
@@ -127,6 +137,8 @@ pub struct Driver {
     plugin_spec: Mutex<()>,
     /// When devices were given to containers, of the last seconds.
     given_at: Mutex<BTreeMap<String, Instant>>,
+    health: health::Watch,
+    samples: std::sync::RwLock<Arc<Samples>>,
 }
 
 /// A prepared device, as the kubelet is told.
@@ -161,9 +173,12 @@ impl Driver {
             lock,
             pods,
             plugin: PluginParts { config: plugin, on_demand, split },
+            health,
         } = parts;
         Self {
             node,
+            health: health::Watch::new(health, &boot_id),
+            samples: std::sync::RwLock::default(),
             boot_id,
             hook,
             machine,

@@ -97,15 +97,18 @@ impl Driver {
         let mut machine = self.machine.watch();
         let mut ledger = self.ledger_changes();
         let mut config = self.plugin.clone();
+        let mut health = self.health.watch();
         loop {
             machine.mark_unchanged();
             ledger.mark_unchanged();
             config.mark_unchanged();
+            health.mark_unchanged();
             self.renew_offer();
             self.keep_plugin_spec().await;
             tokio::select! {
                 Ok(()) = machine.changed() => {}
                 Ok(()) = ledger.changed() => {}
+                Ok(()) = health.changed() => {}
                 // One that nobody changes any more is still one.
                 Ok(()) = config.changed() => {}
                 else => return,
@@ -128,15 +131,17 @@ impl Driver {
         let records = self.ledger.all();
         let held: Vec<Held<'_>> = records.iter().flat_map(|record| record.held()).collect();
         let inventory = self.machine.inventory();
+        let findings = self.health.findings();
         self.offers.now.send_if_modified(|now| {
             let input = OfferInput {
                 inventory: &inventory,
                 config: &config,
                 held: &held,
+                findings: &findings,
                 on_demand: self.on_demand,
                 split: self.split.as_deref(),
             };
-            let offer = offer::offer(&input, &now.offer);
+            let offer = offer::offer(&input);
             let same = offer == *now.offer;
             if !same {
                 *now = Versioned { version: now.version + 1, offer: Arc::new(offer) };

@@ -8,7 +8,7 @@ use super::{Driver, machine::Library};
 use crate::{
     cluster::publish::{Desired, Server},
     model::{
-        gpu::Inventory,
+        gpu::{Gpu, Inventory},
         plugin::offer,
         pool::{self, Features, PoolInput, SliceContent},
         record::{Held, Record},
@@ -28,9 +28,11 @@ impl Driver {
     ) {
         let mut machine = self.machine.watch();
         let mut ledger = self.ledger_changes();
+        let mut health = self.health.watch();
         loop {
             let known = server.borrow_and_update().clone();
             ledger.mark_unchanged();
+            health.mark_unchanged();
             let inventory = match &*machine.borrow_and_update() {
                 Library::Loaded(inventory) => inventory.clone(),
                 Library::Missing(_) => Arc::default(),
@@ -51,6 +53,7 @@ impl Driver {
                 changed = server.changed() => changed,
                 changed = machine.changed() => changed,
                 changed = ledger.changed() => changed,
+                changed = health.changed() => changed,
                 () = desired.closed() => return,
             };
             if changed.is_err() {
@@ -64,7 +67,9 @@ impl Driver {
     fn for_claims(&self, inventory: &Inventory) -> Inventory {
         let mut inventory = inventory.clone();
         if let Some(split) = &self.split {
-            inventory.gpus.retain(|gpu| !offer::is_in_split(Some(split), gpu));
+            let ours = |gpu: &Gpu| !offer::is_in_split(Some(split), gpu);
+            inventory.gpus.retain(ours);
+            inventory.unreadable.retain(|gpu| gpu.known.as_deref().is_none_or(ours));
         }
         inventory
     }
@@ -76,7 +81,11 @@ impl Driver {
         let held: Vec<Held<'_>> = by_claims.into_iter().flat_map(Record::held).collect();
         let taken: Vec<Held<'_>> = by_containers.into_iter().flat_map(Record::held).collect();
         let inventory = &self.for_claims(inventory);
-        let input = PoolInput { node: &self.node, inventory, held: &held, taken: &taken, features };
+        let findings = &self.health.findings();
+        let evicted = &self.health.evicted;
+        let node = &self.node;
+        let input =
+            PoolInput { node, inventory, held: &held, taken: &taken, findings, evicted, features };
         Desired { features, content: pool::slices_after(before, &input) }
     }
 }

@@ -16,7 +16,10 @@ use tonic::{Request, Response, Status};
 use super::turn::Turn;
 use crate::{
     driver::Driver,
-    model::device::Device,
+    model::{
+        device::Device,
+        health::{Finding, Severity},
+    },
     proto::{
         dra_health_v1::{self as v1, dra_resource_health_server::DraResourceHealth as HealthV1},
         dra_health_v1alpha1::{
@@ -42,7 +45,7 @@ impl Service {
     /// The answers to one call, each made by `list`.
     fn stream<T: Send + 'static>(
         &self,
-        list: impl Fn(Vec<(String, String)>) -> T + Send + 'static,
+        list: impl Fn(Vec<DeviceState>) -> T + Send + 'static,
     ) -> Answers<T> {
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(self.clone().tell(sender, list));
@@ -54,7 +57,7 @@ impl Service {
     async fn tell<T>(
         self,
         sender: mpsc::Sender<Result<T, Status>>,
-        list: impl Fn(Vec<(String, String)>) -> T,
+        list: impl Fn(Vec<DeviceState>) -> T,
     ) {
         // Who stands by has nothing to say: the kubelet hears it from the agent that acts.
         let driver = tokio::select! {
@@ -63,19 +66,19 @@ impl Service {
         };
         let Ok(driver) = driver else { return };
         let mut inventory = driver.machine().watch();
+        let mut findings = driver.watch_findings();
         let mut again = interval(VALID / 2);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = Vec::new();
         loop {
             let due = tokio::select! {
                 _ = again.tick() => true,
-                changed = inventory.changed() => match changed {
-                    Ok(()) => false,
-                    Err(_) => return,
-                },
+                Ok(()) = inventory.changed() => false,
+                Ok(()) = findings.changed() => false,
                 () = sender.closed() => return,
             };
             inventory.mark_unchanged();
+            findings.mark_unchanged();
             let devices = devices(&driver);
             // Most changes are of how a GPU is cut, and leave its devices as they are.
             if due || devices != told {
@@ -88,11 +91,36 @@ impl Service {
     }
 }
 
-/// Pool and name of each device.
-fn devices(driver: &Driver) -> Vec<(String, String)> {
+/// What the kubelet is told of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct DeviceState {
+    pool: String,
+    name: String,
+    healthy: bool,
+    /// What is wrong; of a healthy device, what somebody should look at. Empty if nothing is.
+    message: String,
+}
+
+/// All devices, those of GPUs that have fallen silent included.
+fn devices(driver: &Driver) -> Vec<DeviceState> {
     let inventory = driver.machine().inventory();
-    let devices = inventory.gpus.iter().flat_map(Device::all);
-    devices.map(|device| (driver.node().to_owned(), device.name())).collect()
+    let findings = driver.findings();
+    let state = |device: Device<'_>| {
+        let target = device.target();
+        let worst = findings.of(&target).next();
+        let silence = inventory.silence(target.gpu());
+        DeviceState {
+            pool: driver.node().to_owned(),
+            name: device.name(),
+            healthy: silence.is_none()
+                && worst.is_none_or(|worst| worst.severity < Severity::Unhealthy),
+            message: worst
+                .map(Finding::line)
+                .or_else(|| Some(silence?.reason.clone()))
+                .unwrap_or_default(),
+        }
+    };
+    inventory.known().into_iter().flat_map(Device::all).map(state).collect()
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -113,15 +141,21 @@ macro_rules! serve {
                 &self,
                 _: Request<$version::NodeWatchResourcesRequest>,
             ) -> Result<Response<Self::NodeWatchResourcesStream>, Status> {
-                let healthy = |(pool_name, device_name)| $version::DeviceHealth {
-                    device: Some($version::DeviceIdentifier { pool_name, device_name }),
-                    health: $version::HealthStatus::Healthy.into(),
+                let health = |device: DeviceState| $version::DeviceHealth {
+                    device: Some($version::DeviceIdentifier {
+                        pool_name: device.pool,
+                        device_name: device.name,
+                    }),
+                    health: match device.healthy {
+                        true => $version::HealthStatus::Healthy.into(),
+                        false => $version::HealthStatus::Unhealthy.into(),
+                    },
                     last_updated_time: unix_seconds(),
                     health_check_timeout_seconds: i64::try_from(VALID.as_secs()).unwrap_or(0),
-                    message: String::new(),
+                    message: device.message,
                 };
                 Ok(Response::new(self.stream(move |devices| {
-                    let devices = devices.into_iter().map(healthy).collect();
+                    let devices = devices.into_iter().map(health).collect();
                     $version::NodeWatchResourcesResponse { devices }
                 })))
             }

@@ -1,6 +1,6 @@
 //! What NVML says about a node, as values.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -31,6 +31,19 @@ impl Inventory {
     /// The GPU with this UUID, if it answered.
     pub fn gpu(&self, uuid: &GpuUuid) -> Option<&Gpu> {
         self.gpus.iter().find(|gpu| gpu.uuid == *uuid)
+    }
+
+    /// The GPUs with those that have fallen silent, in the order of their number.
+    pub fn known(&self) -> Vec<&Gpu> {
+        let silent = self.unreadable.iter().filter_map(|gpu| gpu.known.as_deref());
+        let mut known: Vec<_> = self.gpus.iter().chain(silent).collect();
+        known.sort_by_key(|gpu| gpu.number);
+        known
+    }
+
+    /// Why a GPU does not answer; absent for one that does.
+    pub fn silence(&self, uuid: &GpuUuid) -> Option<&Unreadable> {
+        self.unreadable.iter().find(|gpu| gpu.uuid.as_ref() == Some(uuid))
     }
 
     /// Replaces what it says of a GPU by what `known` says.
@@ -73,6 +86,9 @@ pub struct Unreadable {
     pub reason: String,
     /// Whether it fell off the bus: only a reset brings it back, and that ends all that was carved.
     pub lost: bool,
+    /// The GPU as it was when it last answered; absent if it never did.
+    #[serde(skip)]
+    pub known: Option<Arc<Gpu>>,
 }
 
 /// One physical GPU.

@@ -2,6 +2,7 @@
 
 pub mod cdi;
 pub mod claim;
+pub mod claim_status;
 pub mod config;
 pub mod device;
 pub mod exposition;

@@ -11,9 +11,11 @@ use crate::model::{
     claim::ClaimRef,
     device::Target,
     gpu::GpuUuid,
+    health::Finding,
     holder::ContainerName,
     plan::{Origin, PlannedDevice},
     record::{PreparedDevice, Record, State},
+    sample::Sample,
 };
 
 /// A node's state. What only an agent knows is absent when none answered.
@@ -32,6 +34,9 @@ pub struct Status {
     pub not_served: Vec<NotServed>,
     /// What somebody should see to on this node, one line each.
     pub warnings: Vec<String>,
+    /// The GPUs that have answered, by index.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuStatus>,
     /// One for each claim and device, by claim.
     pub claims: Vec<ClaimStatus>,
     /// Extended resources, by name.
@@ -113,6 +118,56 @@ pub struct NotServed {
     pub uuid: Option<GpuUuid>,
     /// One line: which call failed, or does not come back.
     pub reason: String,
+}
+
+/// A GPU, how it is and what it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuStatus {
+    /// NVML's index, as `nvidia-smi` shows it.
+    pub index: u32,
+    /// `GPU-…`.
+    pub uuid: GpuUuid,
+    /// Such as `NVIDIA H100 80GB HBM3`.
+    pub product: String,
+    /// Whether it answers.
+    pub served: bool,
+    /// What is wrong with it, worst first.
+    pub findings: Vec<Finding>,
+    /// What it does; absent before the first look, and where nobody looks.
+    pub load: Option<Load>,
+}
+
+/// What a GPU does. A value that it does not give is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Load {
+    /// Percent of time that something ran.
+    pub utilization: Option<u32>,
+    /// Bytes of memory that programs have.
+    pub memory_used_bytes: Option<u64>,
+    /// Bytes of memory.
+    pub memory_bytes: Option<u64>,
+    /// °C.
+    pub temperature: Option<u32>,
+    /// Milliwatts.
+    pub power_milliwatts: Option<u32>,
+}
+
+impl From<&Sample> for Load {
+    fn from(sample: &Sample) -> Self {
+        // In MIG mode there is no other word on the whole GPU.
+        let active = sample.activity.and_then(|activity| activity.graphics);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
+        let active = active.map(|ratio| (ratio.clamp(0.0, 1.0) * 100.0).round() as u32);
+        Self {
+            utilization: sample.utilization.or(active),
+            memory_used_bytes: sample.memory.map(|memory| memory.used),
+            memory_bytes: sample.memory.map(|memory| memory.total),
+            temperature: sample.temperature,
+            power_milliwatts: sample.power,
+        }
+    }
 }
 
 /// A device of a claim.

@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -23,6 +24,7 @@ pub use self::predecessor::Predecessor;
 use crate::model::{
     cdi::{self, Spec},
     gpu::GpuUuid,
+    health::Saved,
     holder::Holder,
     plugin::choice::Remembered,
     record::Record,
@@ -40,6 +42,8 @@ const CONTAINERS: &str = "containers";
 const NUMBERS: &str = "names.json";
 /// The file of [`Remembered`].
 const CHOICE: &str = "plugin-config.json";
+/// The file of [`Kept`].
+const HEALTH: &str = "health.json";
 
 /// Longer UIDs would make file names that not every file system takes.
 const LONGEST_UID: usize = 128;
@@ -108,6 +112,16 @@ pub struct Numbers {
     pub gpus: BTreeMap<GpuUuid, u32>,
 }
 
+/// What is known of the GPUs' health.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kept {
+    /// What is wrong, and what has ended not long ago.
+    pub health: Saved,
+    /// How far the kernel's log was read, by the time since the boot.
+    pub log_read: Duration,
+}
+
 /// The directories that Kerf writes to. One agent at a time may do so.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -116,6 +130,7 @@ pub struct Store {
     locks: PathBuf,
     numbers: PathBuf,
     choice: PathBuf,
+    health: PathBuf,
     cdi: PathBuf,
 }
 
@@ -128,8 +143,9 @@ impl Store {
         for dir in [&claims, &containers, &locks, cdi_root] {
             fs::create_dir_all(dir).map_err(Error::file("make the directory", dir))?;
         }
-        let (numbers, choice) = (state_dir.join(NUMBERS), state_dir.join(CHOICE));
-        Ok(Self { claims, containers, locks, numbers, choice, cdi: cdi_root.to_owned() })
+        let [numbers, choice, health] = [NUMBERS, CHOICE, HEALTH].map(|name| state_dir.join(name));
+        let cdi = cdi_root.to_owned();
+        Ok(Self { claims, containers, locks, numbers, choice, health, cdi })
     }
 
     /// All records, those of claims first, in the order of their keys. One that cannot be read is renamed, so that it is
@@ -227,6 +243,16 @@ impl Store {
     /// Writes which configuration is chosen.
     pub fn save_choice(&self, choice: &Remembered) -> Result<()> {
         write_again(&self.choice, &encode(&self.choice, choice)?, RECORD_MODE)
+    }
+
+    /// What was last known of the GPUs' health. A file that cannot be read is renamed.
+    pub fn health(&self) -> Result<(Option<Kept>, Option<SetAside>)> {
+        read_or_set_aside(&self.health)
+    }
+
+    /// Writes what is known of the GPUs' health.
+    pub fn save_health(&self, kept: &Kept) -> Result<()> {
+        write_again(&self.health, &encode(&self.health, kept)?, RECORD_MODE)
     }
 
     /// The file that is locked while a GPU is changed.

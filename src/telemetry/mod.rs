@@ -1,4 +1,5 @@
 //! What the agent says about itself: over HTTP to probes and Prometheus, over a socket to `kerf status`.
 
 pub mod http;
+pub mod release;
 pub mod status;

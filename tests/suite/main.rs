@@ -12,6 +12,7 @@ mod doors;
 mod given;
 mod handover;
 mod hang;
+mod health;
 mod hook;
 mod labels;
 mod layers;

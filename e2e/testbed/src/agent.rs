@@ -55,6 +55,8 @@ pub struct AgentOptions {
     pub dev_root: PathBuf,
     /// Instead of `/`, for what configures the container runtime.
     pub host_root: PathBuf,
+    /// Instead of `/dev/kmsg`.
+    pub kernel_log: PathBuf,
     /// Where records go, if not where the agent puts them by itself.
     pub state_dir: Option<PathBuf>,
     /// UID of the pod that it runs in.
@@ -97,6 +99,7 @@ impl AgentOptions {
             ("--sys-root", self.sys_root.clone().into()),
             ("--dev-root", self.dev_root.clone().into()),
             ("--host-root", self.host_root.clone().into()),
+            ("--kernel-log", self.kernel_log.clone().into()),
             ("--pod-uid", self.pod_uid.clone().into()),
             ("--healthcheck-port", self.healthcheck_port.to_string().into()),
             ("--http-endpoint", self.http_endpoint.to_string().into()),
@@ -304,6 +307,7 @@ mod tests {
             proc_root: "/proc".into(),
             sys_root: "/sys".into(),
             dev_root: "/v".into(),
+            kernel_log: "/m".into(),
             host_root: "/o".into(),
             state_dir: None,
             pod_uid: "uid".into(),

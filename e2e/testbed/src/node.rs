@@ -135,6 +135,7 @@ impl Testbed {
             sys_root: self.machine.sys_root(),
             dev_root: self.machine.dev_root(),
             host_root: self.host_root(),
+            kernel_log: self.machine.kernel_log(),
             state_dir: None,
             pod_uid: pod_uid.to_owned(),
             healthcheck_port: health.port(),

@@ -49,6 +49,7 @@ fn busy_node() -> (Inventory, Kept) {
         uuid: Some(GpuUuid("GPU-77aa0011-2233-4455-6677-8899aabbccdd".to_owned())),
         reason: "nvmlDeviceGetMemoryInfo_v2 on GPU 3: GPU is lost".to_owned(),
         lost: true,
+        known: None,
     });
     (inventory, kept(records))
 }

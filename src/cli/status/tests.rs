@@ -8,11 +8,12 @@ use super::*;
 use crate::{
     cli::samples::{BOOT, cut, h100, preparing, record},
     model::{
-        gpu::Gpu,
+        gpu::{Gpu, GpuUuid},
+        health::{Class, Extent, Finding},
         holder::{Container, ContainerName, Holder},
         plan::Plan,
         record::Record,
-        status::{KubeletStatus, NotServed, Published},
+        status::{KubeletStatus, Load, NotServed, Published},
     },
 };
 
@@ -51,6 +52,28 @@ fn records() -> Vec<Record> {
     ]
 }
 
+/// A GPU with something that somebody should look at.
+fn gpu(index: u32) -> GpuStatus {
+    let finding = Finding {
+        severity: Severity::Warning,
+        class: Class::Memory,
+        reason: "xid-92".to_owned(),
+        extent: Extent::Gpu,
+        since: "2026-03-04T11:48:00Z".parse().unwrap(),
+        message: "high rate of corrected memory errors (XID 92)".to_owned(),
+        action: "watch for remapped rows".to_owned(),
+        keeps_running_work: true,
+    };
+    GpuStatus {
+        index,
+        uuid: GpuUuid(format!("GPU-{index}d1c2f0e-0000")),
+        product: "NVIDIA H100 80GB HBM3".to_owned(),
+        served: true,
+        findings: vec![finding],
+        load: None,
+    }
+}
+
 fn serving() -> Status {
     Status {
         agent: agent(AgentState::Serving),
@@ -68,6 +91,20 @@ fn serving() -> Status {
         }),
         not_served: vec![NotServed { index: 3, uuid: None, reason: "GPU is lost".to_owned() }],
         warnings: Vec::new(),
+        gpus: vec![
+            GpuStatus {
+                findings: Vec::new(),
+                load: Some(Load {
+                    utilization: Some(87),
+                    memory_used_bytes: Some(61 << 30),
+                    memory_bytes: Some(80 << 30),
+                    temperature: Some(64),
+                    power_milliwatts: Some(412_400),
+                }),
+                ..gpu(1)
+            },
+            GpuStatus { served: false, ..gpu(3) },
+        ],
         claims: ClaimStatus::of(&records(), BOOT),
         resources: Vec::new(),
         containers: Vec::new(),

@@ -57,10 +57,11 @@ impl Cause {
         }
     }
 
-    /// Seconds that it has to be clean after the proof that it is over.
-    pub(super) fn hold_down(&self) -> i64 {
+    /// Seconds that it has to be clean after the proof that it is over: as many as is usual, or five times as
+    /// many for what comes and goes.
+    pub(super) fn hold_down(&self, usual: u32) -> i64 {
         let slow = matches!(self.class(), Class::Link | Class::Thermal)
             || *self == Self::Reading(Condition::PowerBrake);
-        if slow { 300 } else { 60 }
+        i64::from(usual) * if slow { 5 } else { 1 }
     }
 }

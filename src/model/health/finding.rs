@@ -1,6 +1,6 @@
 //! What is wrong with devices: what all who read health are told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,22 @@ pub enum Class {
     Security,
     /// Nobody knows.
     Unknown,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Application,
+        Self::Driver,
+        Self::Firmware,
+        Self::Memory,
+        Self::Link,
+        Self::Bus,
+        Self::Power,
+        Self::Thermal,
+        Self::Security,
+        Self::Unknown,
+    ];
 }
 
 /// How much of a GPU is concerned.
@@ -93,12 +109,28 @@ impl Finding {
     }
 }
 
+/// The classes of faults that pods are moved from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evicted(pub BTreeSet<Class>);
+
+impl Evicted {
+    /// Whether pods are moved from a device because of this.
+    pub fn because_of(&self, finding: &Finding) -> bool {
+        finding.severity == Severity::Unhealthy
+            && !finding.keeps_running_work
+            && self.0.contains(&finding.class)
+    }
+}
+
 /// All that is wrong on a node, worst first for each GPU. A GPU without an entry is healthy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Findings(pub BTreeMap<GpuUuid, Vec<Finding>>);
 
 impl Findings {
+    /// Nothing is wrong.
+    pub const NONE: Self = Self(BTreeMap::new());
+
     /// What is wrong with a GPU, or with any part of it.
     pub fn of_gpu(&self, gpu: &GpuUuid) -> &[Finding] {
         self.0.get(gpu).map(Vec::as_slice).unwrap_or_default()

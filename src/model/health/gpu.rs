@@ -23,9 +23,27 @@ pub(super) struct GpuHealth {
     acknowledged: Vec<Condition>,
     looks: Looks,
     recovery_action: Option<u32>,
+    /// Seconds that most faults have to be clean for after the proof of their end.
+    hold_down: u32,
 }
 
 impl GpuHealth {
+    /// One of which nothing is known.
+    pub(super) fn new(policy: &Policy) -> Self {
+        Self { hold_down: policy.hold_down, ..Self::default() }
+    }
+
+    /// Whether it says something else than before, looks aside that found nothing.
+    pub(super) fn is_news(&self, before: &Self) -> bool {
+        let Self { incidents, courses, tallies, acknowledged, looks: _, recovery_action, .. } =
+            self;
+        *incidents != before.incidents
+            || *courses != before.courses
+            || *tallies != before.tallies
+            || *acknowledged != before.acknowledged
+            || *recovery_action != before.recovery_action
+    }
+
     /// Takes a report with a code. `rule` is the cause's, `enabled` whether an operator wants it.
     pub(super) fn report(
         &mut self,
@@ -125,7 +143,8 @@ impl GpuHealth {
             return incident.again(cause, severity, now);
         }
         let name = (cause.reason(), extent);
-        let (times, wait) = history::begin(&mut self.courses, name, cause.hold_down(), now);
+        let (times, wait) =
+            history::begin(&mut self.courses, name, cause.hold_down(self.hold_down), now);
         self.incidents.push(Incident::new(cause, extent, severity, now).after(times, wait));
     }
 
@@ -172,8 +191,9 @@ impl GpuHealth {
         self.tallies.clear();
     }
 
-    /// Drops what does not count any more.
+    /// Drops what does not count any more, and goes on by this policy.
     pub(super) fn keep(&mut self, policy: &Policy) {
+        self.hold_down = policy.hold_down;
         self.incidents.retain(|incident| match incident.cause {
             Cause::Xid { code, .. } => policy.counts(code),
             Cause::Reading(_) => policy.readings,

@@ -78,7 +78,7 @@ impl Incident {
             outranked: false,
             spared: false,
             half: false,
-            wait: cause.hold_down(),
+            wait: 0,
             until: None,
             times: 1,
         };
@@ -208,7 +208,7 @@ impl Incident {
                     | End::SmoothingBack
                     | End::ActionNoneAndQuiet(_) => Some(Judged::Over),
                     End::Boot | End::QuietOrBoot(_) if boot => Some(Judged::Over),
-                    End::BootAndAnswer if boot => Some(Judged::HalfOver),
+                    End::ResetAndAnswer => Some(Judged::HalfOver),
                     End::FailureGone => Some(Judged::HalfOver),
                     _ => None,
                 }
@@ -224,7 +224,7 @@ impl Incident {
         let remapping = readings.remapping;
         let over = match ends {
             End::Answer => looks::usable(&readings.answer),
-            End::BootAndAnswer if self.half => looks::usable(&readings.answer),
+            End::ResetAndAnswer if self.half => looks::usable(&readings.answer),
             End::ActionNone | End::ActionNoneAndQuiet(_) => action_none,
             End::RemapDone => remapping.map(|rows| !rows.pending),
             End::RepairDone => readings.repair_pending.map(|pending| !pending),

@@ -16,7 +16,7 @@ mod rules;
 mod sign;
 mod xids;
 
-pub use finding::{Class, Extent, Finding, Findings, Severity};
+pub use finding::{Class, Evicted, Extent, Finding, Findings, Severity};
 pub use node::{Health, Saved, Seen, VERSION};
 pub use policy::{Policy, UnknownWord};
 pub use rules::{reading_table, xid_table};

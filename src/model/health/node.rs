@@ -43,6 +43,18 @@ pub struct Saved {
     gpus: BTreeMap<GpuUuid, GpuHealth>,
 }
 
+impl Saved {
+    /// Whether it would lead to other findings than what was saved before; each look changes the rest.
+    pub fn is_news(&self, before: &Self) -> bool {
+        let same = |(uuid, gpu): (&GpuUuid, &GpuHealth)| {
+            before.gpus.get(uuid).is_some_and(|before| !gpu.is_news(before))
+        };
+        self.boot_id != before.boot_id
+            || self.gpus.len() != before.gpus.len()
+            || !self.gpus.iter().all(same)
+    }
+}
+
 /// What a sign led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -205,7 +217,7 @@ impl Health {
     }
 
     fn gpu(&mut self, uuid: &GpuUuid) -> &mut GpuHealth {
-        self.gpus.entry(uuid.clone()).or_default()
+        self.gpus.entry(uuid.clone()).or_insert_with(|| GpuHealth::new(&self.policy))
     }
 
     fn see(&mut self, now: Timestamp) {

@@ -15,7 +15,13 @@ pub struct Policy {
     pub xids: bool,
     /// Whether readings count, and events without an XID.
     pub readings: bool,
+    /// Seconds that a GPU has to be clean for after the proof that a fault is over, before it is served again;
+    /// five times as long for links, heat and power.
+    pub hold_down: u32,
 }
+
+/// Long enough to see a GPU fail again under its first work.
+const HOLD_DOWN: u32 = 60;
 
 /// A word that a list of XIDs cannot have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,7 +37,7 @@ pub struct UnknownWord {
 impl Default for Policy {
     fn default() -> Self {
         let none = BTreeSet::new;
-        Self { ignored: none(), enabled: none(), xids: true, readings: true }
+        Self { ignored: none(), enabled: none(), xids: true, readings: true, hold_down: HOLD_DOWN }
     }
 }
 

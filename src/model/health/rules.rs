@@ -88,8 +88,8 @@ pub(super) enum End {
     /// A reset of the GPU, or a boot.
     Reset,
     Boot,
-    /// A boot, after which the GPU answers.
-    BootAndAnswer,
+    /// A reset or a boot, after which the GPU answers.
+    ResetAndAnswer,
     /// The GPU answers.
     Answer,
     /// The driver says that nothing has to be done.
@@ -171,7 +171,7 @@ impl fmt::Display for End {
             Self::QuietOrBoot(time) => return write!(f, "{} without it, or a boot", span(*time)),
             Self::Reset => "a reset or a boot",
             Self::Boot => "a boot",
-            Self::BootAndAnswer => "a boot, when the GPU answers",
+            Self::ResetAndAnswer => "a reset or a boot, when the GPU answers",
             Self::Answer => "the GPU answers",
             Self::ActionNone => "recovery action none",
             Self::ActionNoneAndQuiet(time) => {

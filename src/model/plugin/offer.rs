@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{
     device::{Device, Part, Target},
-    gpu::{Gpu, GpuInstance, GpuUuid, Inventory},
+    gpu::{Gpu, GpuInstance, Inventory},
+    health::{Finding, Findings},
     plan::{self, Origin},
     plugin::{
         config::{Config, DeviceRef, MigStrategy, Replicated, SharedDevices},
@@ -23,6 +24,8 @@ pub struct OfferInput<'a> {
     pub config: &'a Config,
     /// What claims and containers hold.
     pub held: &'a [Held<'a>],
+    /// What is wrong with the GPUs.
+    pub findings: &'a Findings,
     /// Whether MIG devices that do not exist are offered too, and carved when they are allocated.
     pub on_demand: bool,
     /// The GPUs that are for the device plugin; all if absent.
@@ -60,17 +63,17 @@ impl Offer {
     }
 }
 
-/// What to offer after `before`, whose devices of GPUs that have fallen silent stay, unhealthy.
-pub fn offer(input: &OfferInput<'_>, before: &Offer) -> Offer {
+/// What to offer. GPUs that have fallen silent stay, unhealthy.
+pub fn offer(input: &OfferInput<'_>) -> Offer {
     let mut offer = Offer::default();
-    let gpus: Vec<&Gpu> = input.inventory.gpus.iter().filter(|gpu| input.has(gpu)).collect();
+    let gpus = input.inventory.known().into_iter().filter(|gpu| input.has(gpu));
+    let gpus: Vec<&Gpu> = gpus.collect();
     match (input.on_demand, input.config.mig_strategy) {
         (true, _) => gpus.iter().for_each(|gpu| on_demand(&mut offer, input, gpu)),
         (false, MigStrategy::None) => gpus.iter().for_each(|gpu| whole(&mut offer, input, gpu)),
         (false, MigStrategy::Single) => single(&mut offer, input, &gpus),
         (false, MigStrategy::Mixed) => gpus.iter().for_each(|gpu| mixed(&mut offer, input, gpu)),
     }
-    keep_silent(&mut offer, input.inventory, before);
     offer
 }
 
@@ -222,18 +225,27 @@ fn offered(input: &OfferInput<'_>, id: DeviceId, device: &Device<'_>) -> Offered
     let others: Vec<Held<'_>> =
         input.held.iter().filter(|held| held.by.key() != key).cloned().collect();
     let taken = others.len() < input.held.len();
+    let target = device.target();
+    let sick = sickness(input, &target);
     // A lock on what a container has would keep the container from starting again.
     let usable = match taken {
         true => Ok(()),
         false => plan::usable(device, &others, id.share_number().is_some()),
     };
     Offered {
-        target: device.target(),
+        target,
         numa_node: device.gpu.numa_node,
-        unhealthy: usable.err().map(|reason| reason.to_string()),
+        unhealthy: sick.or_else(|| usable.err().map(|reason| reason.to_string())),
         taken,
         id,
     }
+}
+
+/// What is wrong with a device.
+fn sickness(input: &OfferInput<'_>, target: &Target) -> Option<String> {
+    let found = input.findings.unhealthy(target).map(Finding::line);
+    let silence = || input.inventory.silence(target.gpu());
+    found.or_else(|| Some(format!("the GPU does not answer: {}", silence()?.reason)))
 }
 
 impl Replicated {
@@ -294,23 +306,6 @@ fn matches(pattern: &str, text: &str) -> bool {
             let ends = (0..=rest.len()).filter(|&at| rest.is_char_boundary(at));
             ends.into_iter().any(|at| matches(after, &rest[at..]))
         }),
-    }
-}
-
-/// A GPU that has fallen silent keeps its devices: the kubelet is to see them unhealthy, not gone.
-fn keep_silent(offer: &mut Offer, inventory: &Inventory, before: &Offer) {
-    let silent: BTreeMap<&GpuUuid, &str> = inventory
-        .unreadable
-        .iter()
-        .filter_map(|gpu| Some((gpu.uuid.as_ref()?, gpu.reason.as_str())))
-        .collect();
-    for (resource, devices) in &before.resources {
-        for device in devices {
-            let Some(reason) = silent.get(device.target.gpu()) else { continue };
-            let unhealthy = Some(format!("the GPU does not answer: {reason}"));
-            let kept = Offered { unhealthy, ..device.clone() };
-            offer.resources.entry(resource.clone()).or_default().push(kept);
-        }
     }
 }
 

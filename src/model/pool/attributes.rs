@@ -13,9 +13,6 @@ use crate::model::{
 /// How many attributes and capacities a device may have together.
 pub(super) const MAX_ATTRIBUTES_AND_CAPACITIES: usize = 32;
 
-/// Key of the taint of devices that the device plugin gave out.
-const TAKEN: &str = "gpu.nvidia.com/device-plugin";
-
 /// Bytes that the value of an attribute may have.
 const MAX_VALUE: usize = 64;
 
@@ -32,18 +29,8 @@ pub(super) fn device(entry: &Entry, driver: &DriverVersions) -> v1::Device {
         attributes: Some(attributes),
         capacity: Some(capacity).filter(|capacity| !capacity.is_empty()),
         consumes_counters: consumes.map(|amounts| vec![counters::consumption(gpu, amounts)]),
-        taints: entry.taken.then(|| vec![taken()]),
+        taints: Some(entry.taints.clone()).filter(|taints| !taints.is_empty()),
         ..v1::Device::default()
-    }
-}
-
-/// Keeps the scheduler away from what a container has through the device plugin.
-fn taken() -> v1::DeviceTaint {
-    v1::DeviceTaint {
-        key: TAKEN.to_owned(),
-        value: Some("held".to_owned()),
-        effect: "NoSchedule".to_owned(),
-        ..v1::DeviceTaint::default()
     }
 }
 

@@ -9,13 +9,15 @@ mod counters;
 mod layout;
 mod order;
 mod share;
+mod taint;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::resource::v1;
 
 use crate::model::{
     gpu::Inventory,
+    health::{Evicted, Findings},
     pool::{order::Rank, share::Share},
     record::Held,
 };
@@ -31,6 +33,13 @@ pub struct Features {
     pub separate_counter_slices: bool,
 }
 
+impl Features {
+    /// Whether taints may be there for people alone: effect `None` came with the separate slices.
+    fn informative_taints(self) -> bool {
+        self.taints && self.separate_counter_slices
+    }
+}
+
 /// What decides what is published.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolInput<'a> {
@@ -42,8 +51,23 @@ pub struct PoolInput<'a> {
     pub held: &'a [Held<'a>],
     /// What containers hold through the device plugin, of which the scheduler does not know.
     pub taken: &'a [Held<'a>],
+    /// What is wrong with the GPUs.
+    pub findings: &'a Findings,
+    /// From what of that pods are moved.
+    pub evicted: &'a Evicted,
     /// What the API server keeps.
     pub features: Features,
+}
+
+static NOTHING: Findings = Findings::NONE;
+static NOBODY: Evicted = Evicted(BTreeSet::new());
+
+impl<'a> PoolInput<'a> {
+    /// A pool of healthy GPUs of which nobody holds anything.
+    pub fn of(node: &'a str, inventory: &'a Inventory, features: Features) -> Self {
+        let (findings, evicted) = (&NOTHING, &NOBODY);
+        Self { node, inventory, held: &[], taken: &[], findings, evicted, features }
+    }
 }
 
 /// What a slice holds.

@@ -105,7 +105,7 @@ fn of_share(share: &Share, held: &[Held]) -> Vec<(String, Rank)> {
         .collect();
     let left = left(share, &taken);
     let fits = |entry: &&Entry| {
-        !entry.taken && !taken.contains(entry.name.as_str()) && fits(entry, left.as_ref())
+        !entry.is_blocked() && !taken.contains(entry.name.as_str()) && fits(entry, left.as_ref())
     };
     let free: Vec<&Entry> = share.entries.iter().filter(fits).collect();
     let mig = share.gpu.mig.as_ref();

@@ -1,10 +1,12 @@
 //! What one GPU adds to the pool: its devices and its counter set, together or not at all.
 
+use k8s_openapi::api::resource::v1;
+
 use crate::model::{
     device::{Device, Part, Target},
     gpu::{ComputeInstance, Gpu, GpuInstance, Mig},
     plan::Origin,
-    pool::{PoolInput, counters::Amounts},
+    pool::{PoolInput, counters::Amounts, taint},
     record::Held,
 };
 
@@ -41,11 +43,16 @@ pub(super) struct Entry<'g> {
     pub(super) partitioned: bool,
     /// What it takes of the counter set.
     pub(super) consumes: Option<Amounts>,
-    /// Whether the device plugin gave it out, or some of it.
-    pub(super) taken: bool,
+    /// What keeps the scheduler away from it.
+    pub(super) taints: Vec<v1::DeviceTaint>,
 }
 
 impl<'g> Entry<'g> {
+    /// Whether it must not be given out.
+    pub(super) fn is_blocked(&self) -> bool {
+        taint::is_blocked(&self.taints)
+    }
+
     fn new(device: Device<'g>) -> Self {
         let partitioned = device.part != Part::Whole;
         Self {
@@ -54,18 +61,18 @@ impl<'g> Entry<'g> {
             existing: None,
             partitioned,
             consumes: None,
-            taken: false,
+            taints: Vec::new(),
         }
     }
 }
 
-/// The shares of all GPUs that answered. One that did not is not there, nor is its counter set; nor is one
-/// that a container has something of, where the server drops the taints that would say so.
+/// The shares of all GPUs, those that have fallen silent included. Where the server drops taints, a GPU with
+/// a device that must not be given out is not there, nor is its counter set.
 pub(super) fn all<'g>(input: &PoolInput<'g>) -> Vec<Share<'g>> {
-    let is_taken = |gpu: &Gpu| input.taken.iter().any(|held| *held.target.gpu() == gpu.uuid);
-    let gpus = input.inventory.gpus.iter();
-    let gpus = gpus.filter(|gpu| input.features.taints || !is_taken(gpu));
-    gpus.map(|gpu| Share::new(gpu, input)).collect()
+    let shares = input.inventory.known().into_iter().map(|gpu| Share::new(gpu, input));
+    shares
+        .filter(|share| input.features.taints || !share.entries.iter().any(Entry::is_blocked))
+        .collect()
 }
 
 impl<'g> Share<'g> {
@@ -74,7 +81,7 @@ impl<'g> Share<'g> {
         let mut share = counted.filter(Self::is_within_limits).unwrap_or_else(|| Self::plain(gpu));
         for entry in &mut share.entries {
             let target = entry.device.target();
-            entry.taken = input.taken.iter().any(|held| held.target.overlaps(&target));
+            entry.taints = taint::taints(&target, input);
         }
         share
     }

@@ -413,7 +413,7 @@ fn a_device_that_this_node_cannot_give_is_refused() {
     );
     let mut silent = node();
     let reason = "GPU is lost".to_owned();
-    silent.unreadable.push(Unreadable { index: 7, uuid: None, reason, lost: true });
+    silent.unreadable.push(Unreadable { index: 7, uuid: None, reason, lost: true, known: None });
     let error = records(&parse(&file(&claims)).unwrap(), &site(&silent)).unwrap_err().to_string();
     assert!(error.contains("GPU 7 does not: GPU is lost"), "{error}");
     let elsewhere = Site { pool: "node-b", ..site(&silent) };

@@ -1,6 +1,6 @@
 //! Procfs: device numbers, MIG capabilities, the boot, processes.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use super::{Error, Host, if_there};
 
@@ -19,6 +19,12 @@ impl Host {
     pub fn process_name(&self, pid: u32) -> Option<String> {
         let name = fs::read_to_string(self.proc_root.join(format!("{pid}/comm"))).ok()?;
         Some(name.trim_end().to_owned()).filter(|name| !name.is_empty())
+    }
+
+    /// How long the machine has been up.
+    pub fn uptime(&self) -> Option<Duration> {
+        let text = self.proc_file("uptime").ok()??;
+        Duration::try_from_secs_f64(text.split(' ').next()?.parse().ok()?).ok()
     }
 
     /// The release of the running kernel, as `uname -r` prints it.

@@ -29,6 +29,7 @@ impl Nvml {
             uuid,
             reason: error.with_remedy(),
             lost: error.lost(),
+            known: None,
         })
     }
 

@@ -163,8 +163,8 @@ async fn for_a_gpu_that_is_lost_until_it_is_back() {
     };
     let first = prepare(&testbed, &claim).await.unwrap_err();
     assert_eq!(first, refusal("nvmlDeviceGetMigMode"));
-    let withdrawn = || testbed.slices().iter().all(|slice| !names(slice).contains("gpu-1"));
-    given::until("the GPU to be withdrawn", withdrawn).await;
+    let out_of_reach = || testbed.slices().iter().all(|slice| !free(slice).contains("gpu-1"));
+    given::until("the GPU to be tainted", out_of_reach).await;
     let second = prepare(&testbed, &claim).await.unwrap_err();
     assert_eq!(second, refusal("nvmlDeviceGetHandleByIndex_v2"));
     testbed.machine.reset_gpu(1).unwrap();
@@ -173,9 +173,10 @@ async fn for_a_gpu_that_is_lost_until_it_is_back() {
     assert_eq!(testbed.leftovers().unwrap(), NOTHING);
 }
 
-/// The devices of a slice.
-fn names(slice: &ResourceSlice) -> BTreeSet<String> {
-    slice.spec.devices.iter().flatten().map(|device| device.name.clone()).collect()
+/// The devices of a slice that may be given out.
+fn free(slice: &ResourceSlice) -> BTreeSet<String> {
+    let devices = slice.spec.devices.iter().flatten().filter(|device| device.taints.is_none());
+    devices.map(|device| device.name.clone()).collect()
 }
 
 /// A claim with this configuration of ours.

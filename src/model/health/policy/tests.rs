@@ -2,7 +2,7 @@ use super::*;
 
 fn policy(ignored: &[u32], enabled: &[u32], xids: bool, readings: bool) -> Policy {
     let set = |codes: &[u32]| codes.iter().copied().collect();
-    Policy { ignored: set(ignored), enabled: set(enabled), xids, readings }
+    Policy { ignored: set(ignored), enabled: set(enabled), xids, readings, ..Policy::default() }
 }
 
 #[test]

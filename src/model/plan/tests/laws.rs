@@ -82,7 +82,8 @@ fn world(specs: Vec<Spec>, unreadable: u32) -> World {
         world.node.gpus.push(gpu);
     }
     let reason = "`nvmlDeviceGetUUID` answered `GPU is lost`".to_owned();
-    let lost = |index| Unreadable { index, uuid: None, reason: reason.clone(), lost: true };
+    let lost =
+        |index| Unreadable { index, uuid: None, reason: reason.clone(), lost: true, known: None };
     world.node.unreadable = (0..unreadable).map(lost).collect();
     world
 }

@@ -12,7 +12,7 @@ const GONE: &str = "not on this node any more; delete the pod so that it is sche
 
 fn lost(index: u32) -> Unreadable {
     let reason = "`nvmlDeviceGetMemoryInfo` answered `GPU is lost`".to_owned();
-    Unreadable { index, uuid: None, reason, lost: true }
+    Unreadable { index, uuid: None, reason, lost: true, known: None }
 }
 
 #[test]

@@ -1,8 +1,11 @@
+use k8s_openapi::jiff::Timestamp;
+
 use super::*;
 use crate::model::{
     claim::ClaimRef,
     fixtures::gpus::{A100_40, H100, L4, Shape, carve, gpu, node},
     gpu::{Placement, Unreadable},
+    health::{Class, Extent, Severity},
     holder::{Container, Holder},
     plugin::config::{Names, Pattern, Sharing},
 };
@@ -12,13 +15,20 @@ struct World {
     inventory: Inventory,
     config: Config,
     on_demand: bool,
+    findings: Findings,
     held: Vec<(Holder, String, Target, Origin, bool)>,
 }
 
 impl World {
     fn new(gpus: impl IntoIterator<Item = Gpu>, strategy: MigStrategy) -> Self {
         let config = Config { mig_strategy: strategy, ..Config::default() };
-        Self { inventory: node(gpus), config, on_demand: false, held: Vec::new() }
+        Self {
+            inventory: node(gpus),
+            config,
+            on_demand: false,
+            findings: Findings::default(),
+            held: Vec::new(),
+        }
     }
 
     fn on_demand(gpus: impl IntoIterator<Item = Gpu>) -> Self {
@@ -32,7 +42,7 @@ impl World {
         self.held.push((by, device.to_owned(), found.target(), origin, shared));
     }
 
-    fn offer_after(&self, before: &Offer) -> Offer {
+    fn offer(&self) -> Offer {
         let held: Vec<Held<'_>> = self
             .held
             .iter()
@@ -48,14 +58,11 @@ impl World {
             inventory: &self.inventory,
             config: &self.config,
             held: &held,
+            findings: &self.findings,
             on_demand: self.on_demand,
             split: None,
         };
-        offer(&input, before)
-    }
-
-    fn offer(&self) -> Offer {
-        self.offer_after(&Offer::default())
+        offer(&input)
     }
 }
 
@@ -273,8 +280,9 @@ fn a_gpu_that_falls_silent_is_unhealthy_with_all_of_it_and_comes_back() {
         uuid: Some(lost.uuid.clone()),
         reason: "nvmlDeviceGetMigMode: lost".to_owned(),
         lost: true,
+        known: Some(lost.clone().into()),
     });
-    let silent = world.offer_after(&before);
+    let silent = world.offer();
     let expected = [
         ("nvidia.com/gpu", 1, 1),
         ("nvidia.com/mig-1g.10gb", 1, 0),
@@ -283,5 +291,40 @@ fn a_gpu_that_falls_silent_is_unhealthy_with_all_of_it_and_comes_back() {
     assert_eq!(counts(&silent), expected);
     world.inventory.unreadable.clear();
     world.inventory.gpus.insert(0, lost);
-    assert_eq!(world.offer_after(&silent), before);
+    assert_eq!(world.offer(), before);
+}
+
+#[test]
+fn a_sick_gpu_is_unhealthy_with_every_share_and_part_whoever_has_them() {
+    let mut world = World::new([gpu(&L4, 0), gpu(&L4, 1)], MigStrategy::None);
+    let shared = Replicated {
+        name: "nvidia.com/gpu".to_owned(),
+        rename: "nvidia.com/gpu".to_owned(),
+        devices: SharedDevices::All,
+        replicas: 3,
+    };
+    world.config.sharing = Sharing { resources: vec![shared], ..Sharing::default() };
+    let id = format!("{}::1", world.inventory.gpus[0].uuid);
+    world.hold(container(&id), "gpu-0", Origin::Found);
+    assert_eq!(counts(&world.offer()), [("nvidia.com/gpu", 6, 6)]);
+    let finding = Finding {
+        severity: Severity::Unhealthy,
+        class: Class::Bus,
+        reason: "xid-79".to_owned(),
+        extent: Extent::Gpu,
+        since: Timestamp::UNIX_EPOCH,
+        message: "GPU has fallen off the bus (XID 79)".to_owned(),
+        action: "reboot the node".to_owned(),
+        keeps_running_work: false,
+    };
+    let gpu = world.inventory.gpus[0].uuid.clone();
+    world.findings = Findings([(gpu.clone(), vec![finding])].into());
+    let offer = world.offer();
+    assert_eq!(counts(&offer), [("nvidia.com/gpu", 6, 3)]);
+    let sick = offer.resources["nvidia.com/gpu"].iter().filter(|one| *one.target.gpu() == gpu);
+    let reasons: BTreeSet<_> = sick.map(|one| one.unhealthy.as_deref()).collect();
+    let line = "GPU has fallen off the bus (XID 79); reboot the node";
+    assert_eq!(reasons, BTreeSet::from([Some(line)]));
+    world.findings = Findings::NONE;
+    assert_eq!(counts(&world.offer()), [("nvidia.com/gpu", 6, 6)]);
 }

@@ -1,5 +1,6 @@
 mod limits;
 mod properties;
+mod sick;
 mod taken;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ const NO_COUNTERS: Features =
     Features { counters: false, taints: true, separate_counter_slices: true };
 
 fn pool(inventory: &Inventory, held: &[Held], features: Features) -> Vec<SliceContent> {
-    slices(&PoolInput { node: "node", inventory, held, taken: &[], features })
+    slices(&PoolInput { held, ..PoolInput::of("node", inventory, features) })
 }
 
 fn names(slice: &SliceContent) -> Vec<&str> {
@@ -195,6 +196,7 @@ fn a_node_without_a_readable_gpu_publishes_one_slice_with_nothing_in_it() {
         uuid: Some(GpuUuid("GPU-0".to_owned())),
         reason: "`nvmlDeviceGetName` answered `GPU is lost`".to_owned(),
         lost: false,
+        known: None,
     });
     for features in [V1_34, V1_37, NO_COUNTERS, Features::default()] {
         assert_eq!(pool(&node, &[], features), [SliceContent::default()]);
@@ -241,8 +243,7 @@ fn an_order_changes_only_when_the_next_device_is_not_a_best_one() {
     let after = |names: &[&str]| {
         let claims = Claims::of(&node, names);
         let held = claims.held();
-        let input =
-            PoolInput { node: "node", inventory: &node, held: &held, taken: &[], features: V1_37 };
+        let input = PoolInput { held: &held, ..PoolInput::of("node", &node, V1_37) };
         let after = slices_after(&before, &input);
         let changed: Vec<usize> = (0..9).filter(|&slice| after[slice] != before[slice]).collect();
         assert_eq!(needs_reorder(&before, &input), !changed.is_empty());
@@ -262,8 +263,7 @@ fn what_a_slice_holds_changes_at_once() {
     let mut cut = gpu(&H100, 1);
     carve(&mut cut, 19, Placement { start: 0, size: 1 }, Shape::Filled);
     let node = node([gpu(&H100, 0), cut]);
-    let input =
-        PoolInput { node: "node", inventory: &node, held: &[], taken: &[], features: V1_37 };
+    let input = PoolInput::of("node", &node, V1_37);
     let after = slices_after(&pool(&before, &[], V1_37), &input);
     assert_eq!(after[..2], slices(&input)[..2]);
     assert_eq!(find(&after, "gpu-1-mig-1g10gb-19-0").consumes_counters, None);

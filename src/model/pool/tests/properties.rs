@@ -303,7 +303,7 @@ proptest! {
         for server in &SERVERS[1..] {
             let features = server.features();
             if !features.counters { continue }
-            let input = PoolInput { node: "node", inventory: &world.node, held: &held, taken: &[], features };
+            let input = PoolInput { held: &held, ..PoolInput::of("node", &world.node, features) };
             let after = pool(&world.node, &held, features);
             let set = |slice: &SliceContent| names(slice).into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
             let without = pool(&before, &[], features);

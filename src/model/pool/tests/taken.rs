@@ -16,7 +16,7 @@ fn pool_beside(
         containers.hold(&devices.find(|device| device.name() == *name).unwrap(), *origin);
     }
     let taken = containers.held();
-    slices(&PoolInput { node: "node", inventory: &node, held: &[], taken: &taken, features })
+    slices(&PoolInput { taken: &taken, ..PoolInput::of("node", &node, features) })
 }
 
 fn tainted(slices: &[SliceContent]) -> Vec<&str> {

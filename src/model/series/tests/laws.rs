@@ -95,6 +95,7 @@ fn arbitrary_scene() -> impl Strategy<Value = Scene> {
                     uuid: known.then_some(gpu.uuid),
                     reason: "lost".to_owned(),
                     lost: true,
+                    known: None,
                 };
                 scene.inventory.unreadable.push(unreadable);
             }

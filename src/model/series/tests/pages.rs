@@ -88,8 +88,13 @@ fn a_lost_gpu_keeps_its_holder_and_its_last_xid() {
     scene.finding(0, Severity::Unhealthy, Class::Bus, Extent::Gpu);
     let lost = scene.inventory.gpus.remove(0);
     scene.inventory.gpus.pop();
-    let unreadable =
-        |index, uuid, lost| Unreadable { index, uuid, reason: "lost".to_owned(), lost };
+    let unreadable = |index, uuid, lost| Unreadable {
+        index,
+        uuid,
+        reason: "lost".to_owned(),
+        lost,
+        known: None,
+    };
     scene.inventory.unreadable.push(unreadable(0, Some(lost.uuid.clone()), true));
     scene.inventory.unreadable.push(unreadable(2, None, false));
     let last = LastXid { code: 79, message: "GPU has fallen off the bus".to_owned() };

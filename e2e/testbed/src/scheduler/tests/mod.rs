@@ -89,13 +89,7 @@ fn slices_of(gpus: u32) -> Vec<ResourceSlice> {
         unreadable: Vec::new(),
     };
     let features = Features { counters: true, taints: true, separate_counter_slices: true };
-    let content = pool::slices(&PoolInput {
-        node: NODE,
-        inventory: &inventory,
-        held: &[],
-        taken: &[],
-        features,
-    });
+    let content = pool::slices(&PoolInput::of(NODE, &inventory, features));
     let count = i64::try_from(content.len()).unwrap();
     let slices = content.into_iter().enumerate().map(|(index, content)| ResourceSlice {
         metadata: named(&format!("{index:05}-{NODE}")),

@@ -1,0 +1,43 @@
+//! Evicting pods, through the API that honours disruption budgets.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, EvictParams, Preconditions};
+
+use crate::cluster::{Cluster, Error, answer};
+
+/// What became of a pod that was to be evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// It ends.
+    Begun,
+    /// It is not on the node any more, or ends already.
+    Gone,
+}
+
+impl Cluster {
+    /// Evicts a pod from a node. One of its name on another node is another pod.
+    ///
+    /// # Errors
+    /// A disruption budget that does not allow it now, or a server that does not answer.
+    pub async fn evict(&self, namespace: &str, name: &str, node: &str) -> Result<Eviction, Error> {
+        let pods = self.namespaced::<Pod>(namespace);
+        let what = || format!("get Pod `{namespace}/{name}`");
+        let pod = match answer(what, pods.get(name)).await {
+            Err(Error::NotFound { .. }) => return Ok(Eviction::Gone),
+            found => found?,
+        };
+        let runs_on = pod.spec.and_then(|spec| spec.node_name);
+        if runs_on.as_deref() != Some(node) || pod.metadata.deletion_timestamp.is_some() {
+            return Ok(Eviction::Gone);
+        }
+        let this = Preconditions { uid: pod.metadata.uid, resource_version: None };
+        let delete = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
+        let params = EvictParams { delete_options: Some(delete), ..EvictParams::default() };
+        let what = || format!("evict Pod `{namespace}/{name}`");
+        match answer(what, pods.evict(name, &params)).await {
+            Ok(_) => Ok(Eviction::Begun),
+            Err(Error::NotFound { .. }) => Ok(Eviction::Gone),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Health of the node's GPUs: what is seen goes in, what is found goes to all who act on it.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+
+use super::Driver;
+use crate::model::{
+    gpu::{Gpu, GpuUuid},
+    health::{Evicted, Finding, Findings, Health, Readings, Severity, Sign},
+    record::Record,
+};
+use crate::node::store::Kept;
+
+/// What watching over health is given to work with.
+pub struct HealthParts {
+    /// What is known from before.
+    pub health: Health,
+    /// From what pods are moved.
+    pub evicted: Evicted,
+    /// Whether pods with devices of the device plugin are moved too.
+    pub evict_plugin_pods: bool,
+    /// Where the kernel's log is; not read if absent.
+    pub kernel_log: Option<PathBuf>,
+    /// How far an earlier agent of this boot has read it.
+    pub log_read: Duration,
+}
+
+/// What is known of the GPUs' health.
+pub(super) struct Watch {
+    state: Mutex<State>,
+    findings: watch::Sender<Arc<Findings>>,
+    pub(super) evicted: Evicted,
+    pub(super) evict_plugin_pods: bool,
+    pub(super) kernel_log: Option<PathBuf>,
+    /// What signs come by does not work, by source, one line each.
+    deaf: watch::Sender<BTreeSet<String>>,
+    /// GPUs that are to be read soon.
+    ask: mpsc::UnboundedSender<GpuUuid>,
+    pub(super) asked: tokio::sync::Mutex<mpsc::UnboundedReceiver<GpuUuid>>,
+}
+
+struct State {
+    health: Health,
+    kept: Kept,
+}
+
+impl Watch {
+    pub(super) fn new(parts: HealthParts, boot_id: &str) -> Self {
+        let HealthParts { health, evicted, evict_plugin_pods, kernel_log, log_read } = parts;
+        let findings = watch::Sender::new(Arc::new(health.findings()));
+        let kept = Kept { health: health.save(boot_id), log_read };
+        let (ask, asked) = mpsc::unbounded_channel();
+        Self {
+            state: Mutex::new(State { health, kept }),
+            findings,
+            evicted,
+            evict_plugin_pods,
+            kernel_log,
+            deaf: watch::Sender::default(),
+            ask,
+            asked: tokio::sync::Mutex::new(asked),
+        }
+    }
+
+    pub(super) fn findings(&self) -> Arc<Findings> {
+        self.findings.borrow().clone()
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Arc<Findings>> {
+        self.findings.subscribe()
+    }
+
+    /// When something happens to what is known by time alone.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        self.state().health.due()
+    }
+
+    /// Notes that a source of signs does not work, or that it works again.
+    pub(super) fn hears(&self, source: &str, problem: Option<&str>) {
+        self.deaf.send_if_modified(|deaf| {
+            let line = problem.map(|problem| format!("{source}: {problem}"));
+            let others = deaf.iter().filter(|line| !line.starts_with(source)).cloned();
+            let now: BTreeSet<_> = others.chain(line).collect();
+            let changed = now != *deaf;
+            *deaf = now;
+            changed
+        });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Driver {
+    /// What is wrong with the GPUs now.
+    pub fn findings(&self) -> Arc<Findings> {
+        self.health.findings()
+    }
+
+    /// What is wrong with the GPUs, as it changes.
+    pub fn watch_findings(&self) -> watch::Receiver<Arc<Findings>> {
+        self.health.watch()
+    }
+
+    /// The sources of signs that do not work, one line each.
+    pub fn deaf(&self) -> Vec<String> {
+        self.health.deaf.borrow().iter().cloned().collect()
+    }
+
+    /// What a look at the XIDs of the GPUs finds, for metrics.
+    pub fn with_health<T>(&self, look: impl FnOnce(&Health) -> T) -> T {
+        look(&self.health.state().health)
+    }
+
+    /// Takes in a sign that NVML reported.
+    pub(super) fn sense(&self, gpu: &Gpu, sign: &Sign) {
+        let log_read = self.health.state().kept.log_read;
+        self.sense_at(gpu, sign, Timestamp::now(), log_read);
+    }
+
+    /// Takes in a sign of the kernel's log that is there `read` after the boot, unless an agent has before.
+    pub(super) fn sense_logged(&self, gpu: &Gpu, sign: &Sign, read: Duration, at: Timestamp) {
+        if read > self.health.state().kept.log_read {
+            self.sense_at(gpu, sign, at, read);
+        }
+    }
+
+    fn sense_at(&self, gpu: &Gpu, sign: &Sign, at: Timestamp, log_read: Duration) {
+        tracing::info!(gpu = gpu.index, ?sign, "sign");
+        let mut again = false;
+        let sense = |health: &mut Health| again = health.sign(gpu, sign, at).read_again;
+        self.change_kept(sense, log_read);
+        if again {
+            // Whoever reads has ended only when the agent has.
+            let _ = self.health.ask.send(gpu.uuid.clone());
+        }
+    }
+
+    /// Takes in what a GPU was read to be.
+    pub(super) fn diagnose(&self, gpu: &GpuUuid, readings: &Readings) {
+        self.change_health(|health| health.reading(gpu, readings, Timestamp::now()));
+    }
+
+    /// Changes what is known, keeps it for a next agent, and tells of what it led to.
+    pub(super) fn change_health(&self, change: impl FnOnce(&mut Health)) {
+        let log_read = self.health.state().kept.log_read;
+        self.change_kept(change, log_read);
+    }
+
+    fn change_kept(&self, change: impl FnOnce(&mut Health), log_read: Duration) {
+        let mut state = self.health.state();
+        change(&mut state.health);
+        let now = state.health.findings();
+        let kept = Kept { health: state.health.save(&self.boot_id), log_read };
+        let read_on = kept.log_read != state.kept.log_read;
+        if read_on || kept.health.is_news(&state.kept.health) {
+            if let Err(error) = self.ledger.store().save_health(&kept) {
+                tracing::error!(%error, "health of GPUs not kept");
+            }
+            state.kept = kept;
+        }
+        let before = self.findings();
+        if now != *before {
+            self.health.findings.send_replace(Arc::new(now.clone()));
+            self.tell_of_health(&before, &now);
+        }
+    }
+
+    /// Events of what is new and of what has ended.
+    fn tell_of_health(&self, before: &Findings, now: &Findings) {
+        let gpus: BTreeSet<&GpuUuid> = before.0.keys().chain(now.0.keys()).collect();
+        let records = self.records();
+        for gpu in gpus {
+            let name = self.gpu_name(gpu);
+            let (old, new) = (before.of_gpu(gpu), now.of_gpu(gpu));
+            for finding in new.iter().filter(|finding| !old.iter().any(|old| same(old, finding))) {
+                let note = format!("{name}: {}", finding.line());
+                tracing::warn!("{note}");
+                self.events.warn_node(reason(finding.severity), &note);
+                self.tell_claims(&records, gpu, finding);
+            }
+            if new.is_empty() {
+                let ended: Vec<_> = old.iter().map(|old| old.reason.as_str()).collect();
+                let note = format!("{name} is healthy again: {} has ended", ended.join(", "));
+                tracing::info!("{note}");
+                self.events.tell_node("GpuHealthy", &note);
+            }
+        }
+    }
+
+    fn tell_claims(&self, records: &[Record], gpu: &GpuUuid, finding: &Finding) {
+        for record in records {
+            let Some(claim) = record.plan.holder.claim() else { continue };
+            let devices =
+                record.plan.devices.iter().filter(|device| {
+                    device.target.gpu() == gpu && finding.concerns(&device.target)
+                });
+            for device in devices {
+                let note = format!("device `{}`: {}", device.device, finding.line());
+                self.events.warn_claim(claim, reason(finding.severity), &note);
+            }
+        }
+    }
+
+    /// As people know a GPU.
+    pub(super) fn gpu_name(&self, gpu: &GpuUuid) -> String {
+        match self.machine.index(gpu) {
+            Some(index) => format!("GPU {index} ({gpu})"),
+            None => format!("GPU {gpu}"),
+        }
+    }
+}
+
+/// Whether it is the finding of before, though perhaps in other words.
+fn same(old: &Finding, new: &Finding) -> bool {
+    old.reason == new.reason && old.extent == new.extent && old.severity >= new.severity
+}
+
+fn reason(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Warning => "GpuWarning",
+        Severity::Unhealthy => "GpuUnhealthy",
+    }
+}

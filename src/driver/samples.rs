@@ -1,0 +1,75 @@
+//! What the GPUs do, looked at in the background again and again: who reads it asks no GPU.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::Mutex,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
+
+use super::Driver;
+use crate::{
+    model::{
+        gpu::{Gpu, GpuUuid},
+        sample::{Samples, Taken},
+    },
+    node::nvml::Gpm,
+};
+
+impl Driver {
+    /// What the GPUs did when they were last looked at.
+    pub fn samples(&self) -> Arc<Samples> {
+        self.samples.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at every GPU at this interval for as long as it is polled. One that hangs is not looked at
+    /// again, and keeps nobody from the others.
+    pub async fn take_samples(self: &Arc<Self>, every: Duration) {
+        let mut looks: BTreeMap<GpuUuid, Arc<Mutex<Gpm>>> = BTreeMap::new();
+        let mut interval = interval(every);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let inventory = self.machine.inventory();
+            looks.retain(|uuid, _| inventory.gpu(uuid).is_some());
+            for gpu in &inventory.gpus {
+                let seen = looks.entry(gpu.uuid.clone()).or_default();
+                if self.machine.hung_on(&gpu.uuid).is_none() {
+                    tokio::spawn(self.clone().take_sample(gpu.clone(), seen.clone()));
+                }
+            }
+            let known: Vec<_> = inventory.known().iter().map(|gpu| gpu.uuid.clone()).collect();
+            self.change_samples(|samples| samples.0.retain(|uuid, _| known.contains(uuid)));
+        }
+    }
+
+    async fn take_sample(self: Arc<Self>, gpu: Gpu, seen: Arc<Mutex<Gpm>>) {
+        // A look before this one has not come back yet.
+        let (Ok(mut seen), Ok(nvml)) = (seen.try_lock_owned(), self.machine.nvml()) else { return };
+        let uuid = gpu.uuid.clone();
+        let sample = spawn_blocking(move || nvml.sample(&gpu, &mut seen));
+        match sample.await {
+            Ok(Ok(sample)) => {
+                let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+                let at = since.unwrap_or_default().as_secs_f64();
+                let taken = Taken { at, sample: Arc::new(sample) };
+                self.change_samples(|samples| drop(samples.0.insert(uuid, taken)));
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%uuid, %error, "not looked at");
+                self.machine.suspect();
+            }
+            Err(panic) => tracing::error!(%uuid, %panic, "not looked at"),
+        }
+    }
+
+    fn change_samples(&self, change: impl FnOnce(&mut Samples)) {
+        let mut samples = self.samples.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut samples));
+    }
+}
