@@ -16,6 +16,7 @@ mod hook;
 mod labels;
 mod layers;
 mod machine;
+mod monitoring;
 mod named;
 mod plugin;
 mod publishing;

@@ -7,4 +7,6 @@ mod finding;
 mod sign;
 
 pub use finding::{Class, Extent, Finding, Findings, Severity};
-pub use sign::{Answer, Attribution, FabricHealth, LinkSeverity, Notice, Readings, Remapping, Sign};
+pub use sign::{
+    Answer, Attribution, FabricHealth, LinkSeverity, Notice, Readings, Remapping, Sign,
+};
