@@ -17,11 +17,13 @@
 //! Layout, and who may import whom:
 //!
 //! * [`model`]: what is true, as plain values. Imports nothing of ours.
-//! * [`node`]: the machine: NVML, the host's files, records and CDI files on disk. Imports `model`.
-//! * [`cluster`]: the API server: claims in, slices and events out. Imports `model`.
-//! * [`driver`]: the order of things: prepare, unprepare, recover. Imports `node`, `cluster`, `model`.
-//! * [`kubelet`]: the kubelet's sockets: claims, extended resources, pod resources. Imports `driver`, `model`, `proto`.
-//! * [`telemetry`]: what the agent says about itself. Imports `model`.
+//! * [`metrics`]: what the agent measures of itself: every instrument by name. Imports `model`.
+//! * [`node`]: the machine: NVML, the host's files, records and CDI files on disk. Imports `model`, `metrics`.
+//! * [`cluster`]: the API server: claims in, slices and events out. Imports `model`, `metrics`.
+//! * [`driver`]: the order of things: prepare, unprepare, recover. Imports `node`, `cluster`, `model`, `metrics`.
+//! * [`kubelet`]: the kubelet's sockets: claims, extended resources, pod resources. Imports `driver`, `model`,
+//!   `metrics`, `proto`.
+//! * [`telemetry`]: what the agent says about itself. Imports `model`, `metrics`.
 //! * [`cli`]: one file per subcommand; it alone wires the rest together.
 //! * [`proto`]: the wire contracts, generated.
 //!
@@ -32,6 +34,7 @@ pub mod cli;
 pub mod cluster;
 pub mod driver;
 pub mod kubelet;
+pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod proto;

@@ -30,7 +30,8 @@ use crate::{
         machine::{Library, Machine},
     },
     kubelet::{self, Served, probe, rival},
-    model::{plan::Origin, plugin::config::Config},
+    metrics::Metrics,
+    model::{exposition, plan::Origin, plugin::config::Config},
     node::{
         hook, lock,
         store::{Predecessor, SetAside, Store},
@@ -155,7 +156,10 @@ impl Ready {
             let listener = listener.with_context(|| format!("cannot listen on `{endpoint}`"))?;
             tracing::info!(address = %listener.local_addr()?, "HTTP");
             let reporter = self.reporter.clone();
-            spawn("HTTP", http::serve(listener, Arc::new(move || reporter.unready())));
+            let metrics = Metrics::default();
+            let page: http::Page =
+                Arc::new(move |format| exposition::page(&metrics.families(), format));
+            spawn("HTTP", http::serve(listener, Arc::new(move || reporter.unready()), page));
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ pub mod cdi;
 pub mod claim;
 pub mod config;
 pub mod device;
+pub mod exposition;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod gpu;
@@ -16,6 +17,7 @@ pub mod plugin;
 pub mod pool;
 pub mod record;
 pub mod sample;
+pub mod series;
 pub mod status;
 pub mod strict;
 pub mod takeover;

@@ -1,4 +1,4 @@
-//! What the agent says about itself: over HTTP to probes, over a socket to `kerf status`.
+//! What the agent says about itself: over HTTP to probes and Prometheus, over a socket to `kerf status`.
 
 pub mod http;
 pub mod status;
