@@ -7,15 +7,20 @@
 
 mod device;
 mod events;
+mod fields;
+mod gpm;
+mod health;
 mod instances;
 mod mig;
 mod processes;
+mod sensors;
 mod stubs;
 mod system;
 mod topology;
 mod wire;
 
 pub(crate) use events::EventSet;
+pub(crate) use gpm::Sample;
 
 /// Exports functions under their own names. The first argument of each body is that name.
 macro_rules! export {

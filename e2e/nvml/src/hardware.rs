@@ -15,6 +15,8 @@ use crate::{
     event::Events,
     fault::Faults,
     files, guest,
+    load::Meter,
+    log,
     node::{GpuDescription, NodeDescription, bus},
     numbers::{Minors, Numbers},
     spec::{MigSpec, Spec},
@@ -118,11 +120,12 @@ impl Hardware {
         }
         fs::create_dir_all(dir.join("state"))?;
         let dir = &dir.canonicalize()?;
-        let driver = Driver { loaded: true, loads: 1, boot_id: new_boot_id()? };
+        let driver = Driver::booted(1, new_boot_id()?);
         let numbers = Numbers::of(node);
         let gpus = node.gpus.iter().enumerate().map(|(index, gpu)| {
             let on = gpu.mig_enabled && gpu.model.has_mig();
-            let state = GpuState { mig: (on, on), ..GpuState::default() };
+            let meter = Meter::begin(&gpu.model.spec().board, driver.booted);
+            let state = GpuState { mig: (on, on), meter, ..GpuState::default() };
             Ok(Gpu {
                 facts: Facts::of(index, gpu, &numbers)?,
                 state: Cell::create(&state_file(dir, &format!("gpu{index}")), &state)?,
@@ -139,6 +142,7 @@ impl Hardware {
             events: Cell::create(&state_file(dir, "events"), &Events::default())?,
         };
         files::lay_out(&hardware)?;
+        log::begin(dir)?;
         let mut marker = fs::File::create(dir.join(MARKER))?;
         marker.write_all(&serde_json::to_vec_pretty(node)?)?;
         if node.for_containers {

@@ -6,6 +6,7 @@
 
 mod abi;
 mod cell;
+mod clock;
 mod code;
 pub mod elf;
 mod event;
@@ -14,14 +15,19 @@ mod files;
 mod guest;
 mod hardware;
 mod library;
+mod load;
+mod log;
 pub mod machine;
 mod mig;
 pub mod node;
 mod numbers;
+mod reading;
 mod spec;
 mod state;
 
 pub use code::Code;
 pub use fault::{Effect, Fault};
+pub use load::Load;
 pub use machine::{Machine, built_library};
 pub use node::{FabricDescription, GpuDescription, Model, NodeDescription};
+pub use reading::{EccErrors, FabricHealth, NvLinkErrors, Readings, RemappedRows, Violations};

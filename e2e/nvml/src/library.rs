@@ -42,6 +42,8 @@ pub(crate) struct Session {
     /// Which load of the driver it speaks to.
     loads: u64,
     pub(crate) event_sets: Mutex<BTreeMap<u32, crate::abi::EventSet>>,
+    /// Empty until they are taken.
+    pub(crate) samples: Mutex<BTreeMap<u32, Option<crate::abi::Sample>>>,
 }
 
 /// A GPU as a call finds it.
@@ -80,7 +82,8 @@ fn enter(hardware: Hardware) -> Result<(), Code> {
         repair(&hardware)?;
         let number = SESSIONS.fetch_add(1, Ordering::Relaxed).to_le_bytes()[0];
         let loads = driver.loads;
-        let session = Session { number, hardware, loads, event_sets: Mutex::default() };
+        let (event_sets, samples) = (Mutex::default(), Mutex::default());
+        let session = Session { number, hardware, loads, event_sets, samples };
         library.session = Some(Arc::new(session));
     }
     library.uses += 1;

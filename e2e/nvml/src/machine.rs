@@ -1,5 +1,8 @@
 //! A machine from outside: what an administrator, the world and a test do to it.
 
+mod health;
+mod processes;
+
 use std::{
     env, io,
     path::{Path, PathBuf},
@@ -9,13 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     code::Code,
-    event::Events,
     fault::{Fault, Faults},
     files::procfs,
     hardware::{Facts, Gpu, Hardware, new_boot_id},
-    mig,
+    log, mig,
     node::NodeDescription,
-    state::{Driver, GpuState, Process},
+    reading::Readings,
+    state::{Driver, GpuState},
 };
 
 /// A simulated machine. Every process that loads its library sees what is done here.
@@ -47,6 +50,8 @@ pub struct GpuSnapshot {
     pub instances: Vec<InstanceSnapshot>,
     /// Processes that run on it.
     pub pids: Vec<u32>,
+    /// What it says of its health.
+    pub readings: Readings,
 }
 
 /// A GPU instance.
@@ -133,7 +138,7 @@ impl Machine {
     pub fn reboot(&self) -> io::Result<()> {
         let boot_id = new_boot_id()?;
         self.set_driver(|driver| {
-            *driver = Driver { loaded: true, loads: driver.loads + 1, boot_id };
+            *driver = Driver::booted(driver.loads + 1, boot_id);
         })
     }
 
@@ -156,7 +161,11 @@ impl Machine {
             change(driver);
             Ok::<_, io::Error>(*driver != before)
         };
-        if !self.hardware.driver.update(changed, |_, _| Ok(()))? {
+        let begin_log = |old: &Driver, new: &Driver| match old.boot_id == new.boot_id {
+            true => Ok(()),
+            false => log::begin(self.dir()),
+        };
+        if !self.hardware.driver.update(changed, begin_log)? {
             return Ok(());
         }
         for gpu in &self.hardware.gpus {
@@ -170,16 +179,18 @@ impl Machine {
     }
 
     /// Resets a GPU, as `nvidia-smi --gpu-reset` does: what is cut and who ran is gone, a MIG mode that
-    /// waited becomes real, a lost GPU is back.
+    /// waited becomes real, a lost GPU is back, no recovery action is asked for and volatile ECC counts
+    /// begin anew.
     pub fn reset_gpu(&self, gpu: usize) -> io::Result<()> {
-        self.change(gpu, |_, state| {
-            state.reset();
+        self.change(gpu, |facts, state| {
+            state.reset(facts.spec);
             Ok(())
         })
     }
 
-    /// Takes a GPU off the bus: every call on it answers that it is lost. Drivers before R590 report
-    /// no XID 79 through NVML.
+    /// Takes a GPU off the bus: every call on it answers that it is lost. Nothing else says so: a driver
+    /// would with event 0x4000 ([`Self::notice`]) and with XID 79, before R590 in the kernel's log only
+    /// ([`Self::logged_xid`]).
     pub fn lose_gpu(&self, gpu: usize) -> io::Result<()> {
         self.change(gpu, |_, state| {
             state.lost = true;
@@ -257,49 +268,6 @@ impl Machine {
         Ok(self.command(gpu, |facts, state| mig::set_mode(facts, state, on))??)
     }
 
-    /// Starts a process on a GPU, or in the first compute instance of the instance that begins at a
-    /// memory slice.
-    pub fn start_process(
-        &self,
-        gpu: usize,
-        instance_start: Option<u32>,
-        pid: u32,
-        name: &str,
-    ) -> io::Result<()> {
-        self.command(gpu, |_, state| {
-            let within = |start| {
-                let mut devices = state.devices();
-                let found = devices.find(|(gi, _)| gi.start == start).ok_or(Code::NOT_FOUND);
-                found.map(|(gi, ci)| (gi.id, ci.id))
-            };
-            let instance = instance_start.map(within).transpose()?;
-            state.processes.push(Process { pid, name: name.to_owned(), instance });
-            Ok(())
-        })?;
-        procfs::add_process(&self.hardware, pid, name)
-    }
-
-    /// Ends a process, on whichever GPUs it ran.
-    pub fn stop_process(&self, pid: u32) -> io::Result<()> {
-        for gpu in 0..self.hardware.gpus.len() {
-            self.change(gpu, |_, state| {
-                state.processes.retain(|process| process.pid != pid);
-                Ok(())
-            })?;
-        }
-        procfs::remove_process(&self.hardware, pid)
-    }
-
-    /// Reports an XID, with the ids of GPU and compute instance as far as they are known.
-    pub fn xid(&self, gpu: usize, xid: u64, gi: Option<u32>, ci: Option<u32>) -> io::Result<()> {
-        let index = self.hardware.gpu(gpu)?.facts.index;
-        let report = |events: &mut Events| {
-            events.report(index, xid, (gi, ci));
-            Ok(())
-        };
-        self.hardware.events.update(report, |_, _| Ok(()))
-    }
-
     /// Everything as it is now.
     pub fn snapshot(&self) -> io::Result<MachineSnapshot> {
         let driver = self.hardware.driver.read()?;
@@ -373,6 +341,7 @@ impl GpuSnapshot {
             lost: state.lost,
             instances: state.instances.iter().map(InstanceSnapshot::of).collect(),
             pids: state.processes.iter().map(|process| process.pid).collect(),
+            readings: state.readings.clone(),
         })
     }
 }

@@ -66,7 +66,15 @@ pub(crate) fn create(
     let id = mig.instance_id(start, profile.size);
     let serial = state.next_serial();
     let (profile, size) = (profile.id, profile.size);
-    state.instances.push(Instance { id, serial, profile, start, size, compute: Vec::new() });
+    state.instances.push(Instance {
+        id,
+        serial,
+        profile,
+        start,
+        size,
+        work: 0,
+        compute: Vec::new(),
+    });
     state.instances.sort_by_key(|instance| instance.id);
     Ok(id)
 }

@@ -133,6 +133,17 @@ impl NodeDescription {
         Self { driver, cuda: 13000, gpus, for_containers: false, fabric: None }
     }
 
+    /// The driver's branch and version in it, such as 580 and 95; 0 for what is no number.
+    pub(crate) fn driver_version(&self) -> (u32, u32) {
+        let mut numbers = self.driver.split('.').map(|number| number.parse().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    }
+
+    /// The driver's branch, such as 580.
+    pub(crate) fn driver_branch(&self) -> u32 {
+        self.driver_version().0
+    }
+
     /// The same with MIG mode on wherever there is MIG.
     pub fn with_mig_enabled(mut self) -> Self {
         for gpu in &mut self.gpus {

@@ -1,6 +1,9 @@
 //! What NVIDIA built: one table per model, as the MIG user guide and read-outs of real GPUs give it.
 
+mod boards;
 mod tables;
+
+pub(crate) use boards::Board;
 
 /// A GPU model's numbers.
 #[derive(Debug)]
@@ -13,6 +16,7 @@ pub(crate) struct Spec {
     pub(crate) compute_capability: (i32, i32),
     pub(crate) memory_mib: u64,
     pub(crate) nvlinks: NvLinks,
+    pub(crate) board: Board,
     /// Absent where there is no MIG.
     pub(crate) mig: Option<MigSpec>,
 }

@@ -5,18 +5,18 @@ use std::ffi::{c_char, c_int, c_uint};
 use nvml_wrapper_sys::bindings::{
     nvmlDeviceAddressingMode_v1_t, nvmlDeviceAttributes_t, nvmlGpuFabricInfo_t,
     nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfo_v3_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t,
-    nvmlUtilization_t,
 };
 
 use super::{
     export,
-    processes::{USED, running},
+    processes::running,
     wire::{self, Array, Opaque, Out, Versioned, field, give},
 };
 use crate::{
     code::Code,
     hardware::Facts,
     library::{Device, Present, on_device, on_gpu},
+    reading::FabricHealth,
     spec::{Architecture, NvLinks, Profile},
 };
 
@@ -125,20 +125,11 @@ export! {
             })
         })
     };
-    fn nvmlDeviceGetUtilizationRates(device: Opaque, rates: Out<'_, nvmlUtilization_t>) = |name| {
-        on_gpu(name, device.handle(), |gpu| {
-            if gpu.state.mig.0 {
-                return Err(Code::NOT_SUPPORTED);
-            }
-            let busy = if gpu.state.processes.is_empty() { 0 } else { 100 };
-            give(rates, nvmlUtilization_t { gpu: busy, memory: busy / 2 })
-        })
-    };
     fn nvmlDeviceGetGpuFabricInfo(device: Opaque, info: Out<'_, nvmlGpuFabricInfo_t>) = |name| {
         on_gpu(name, device.handle(), |gpu| give(info, fabric(gpu)?))
     };
     fn nvmlDeviceGetGpuFabricInfoV(device: Opaque, info: Versioned) = |name| {
-        on_gpu(name, device.handle(), |gpu| give_fabric(&info, fabric(gpu)?))
+        on_gpu(name, device.handle(), |gpu| give_fabric(&info, fabric(gpu)?, gpu.state.readings.fabric))
     };
     fn nvmlDeviceGetAttributes(device: Opaque, attributes: Out<'_, nvmlDeviceAttributes_t>) = |name| {
         on_device(name, device.handle(), |device| give(attributes, device.attributes()?))
@@ -176,10 +167,14 @@ fn fabric(gpu: &Present<'_>) -> Result<nvmlGpuFabricInfo_t, Code> {
 }
 
 /// In the layout that the caller has.
-fn give_fabric(to: &Versioned, info: nvmlGpuFabricInfo_t) -> Result<(), Code> {
+fn give_fabric(
+    to: &Versioned,
+    info: nvmlGpuFabricInfo_t,
+    health: FabricHealth,
+) -> Result<(), Code> {
     let version = to.version()?;
     let nvmlGpuFabricInfo_t { clusterUuid, status, cliqueId, state } = info;
-    let healthMask = 0;
+    let FabricHealth { mask: healthMask, summary: healthSummary } = health;
     if version == wire::version::<nvmlGpuFabricInfo_v2_t>(2) {
         let info =
             nvmlGpuFabricInfo_v2_t { version, clusterUuid, status, cliqueId, state, healthMask };
@@ -194,7 +189,7 @@ fn give_fabric(to: &Versioned, info: nvmlGpuFabricInfo_t) -> Result<(), Code> {
             cliqueId,
             state,
             healthMask,
-            healthSummary: 0,
+            healthSummary,
         },
     )
 }
@@ -252,9 +247,9 @@ impl Device<'_> {
             None => self.facts().spec.memory_mib,
             Some((gi, _)) => self.profile(gi.profile)?.memory_mib,
         };
-        let (total, processes) = (mib * MIB, running(self)?.len() as u64);
-        let reserved = RESERVED.min(total / 16);
-        Ok((total, reserved, (processes * USED).min(total - reserved)))
+        let (total, reserved) = (mib * MIB, RESERVED.min(mib * MIB / 16));
+        let used: u64 = running(self)?.iter().map(|process| process.load.memory).sum();
+        Ok((total, reserved, used.min(total - reserved)))
     }
 
     fn attributes(&self) -> Result<nvmlDeviceAttributes_t, Code> {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     cell::locked,
     code::Code,
-    event::{Event, SUPPORTED},
+    event::{Event, supported},
     library::{Handle, Kind, Session, on_gpu, on_system},
 };
 
@@ -48,12 +48,12 @@ export! {
         locked(&session.event_sets).remove(&number).map(|_| ()).ok_or(Code::INVALID_ARGUMENT)
     });
     fn nvmlDeviceGetSupportedEventTypes(device: Opaque, types: Out<'_, c_ulonglong>) = |name| {
-        on_gpu(name, device.handle(), |_| give(types, SUPPORTED))
+        on_gpu(name, device.handle(), |gpu| give(types, supported(&gpu.session.hardware.node)))
     };
     fn nvmlDeviceRegisterEvents(device: Opaque, types: c_ulonglong, set: Opaque) = |name| {
         on_gpu(name, device.handle(), |gpu| {
             let number = number(gpu.session, set)?;
-            if types & !SUPPORTED != 0 {
+            if types & !supported(&gpu.session.hardware.node) != 0 {
                 return Err(Code::NOT_SUPPORTED);
             }
             let mut sets = locked(&gpu.session.event_sets);

@@ -16,8 +16,6 @@ use crate::{
 
 /// "None", for ids that are there only in MIG mode.
 const NONE: u32 = u32::MAX;
-/// What each process of the simulation uses.
-pub(super) const USED: u64 = 256 << 20;
 
 type Now = Array<nvmlProcessInfo_t>;
 type Then = Array<nvmlProcessInfo_v1_t>;
@@ -83,12 +81,12 @@ fn now(process: &Process) -> nvmlProcessInfo_t {
     let (gi, ci) = process.instance.unwrap_or((NONE, NONE));
     nvmlProcessInfo_t {
         pid: process.pid,
-        usedGpuMemory: USED,
+        usedGpuMemory: process.load.memory,
         gpuInstanceId: gi,
         computeInstanceId: ci,
     }
 }
 
 fn then(process: &Process) -> nvmlProcessInfo_v1_t {
-    nvmlProcessInfo_v1_t { pid: process.pid, usedGpuMemory: USED }
+    nvmlProcessInfo_v1_t { pid: process.pid, usedGpuMemory: process.load.memory }
 }

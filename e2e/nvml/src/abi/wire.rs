@@ -5,9 +5,14 @@
 //! lasts; every `unsafe` block of this file rests on that.
 
 use std::{
-    ffi::{CStr, c_char, c_uint},
-    mem::{MaybeUninit, size_of},
+    ffi::{CStr, c_char, c_int, c_uint},
+    mem::{MaybeUninit, offset_of, size_of},
     ptr,
+};
+
+use nvml_wrapper_sys::bindings::{
+    NVML_GPM_METRICS_GET_VERSION, nvmlFieldValue_t, nvmlGpmMetric_t,
+    nvmlGpmMetricId_t_NVML_GPM_METRIC_MAX, nvmlGpmMetricsGet_t,
 };
 
 use crate::{
@@ -136,6 +141,83 @@ pub(super) fn field<const N: usize>(text: &str) -> [c_char; N] {
     field
 }
 
+/// The caller's field values, of which it has set the ids of field and scope.
+#[repr(transparent)]
+pub(super) struct Fields(*mut nvmlFieldValue_t);
+
+impl Fields {
+    /// Answers each by its ids, as many as the caller has.
+    pub(super) fn answer(
+        &self,
+        count: c_int,
+        answer: impl Fn(c_uint, c_uint) -> nvmlFieldValue_t,
+    ) -> Result<(), Code> {
+        let count = usize::try_from(count).or(Err(Code::INVALID_ARGUMENT))?;
+        if self.0.is_null() || count == 0 {
+            return Err(Code::INVALID_ARGUMENT);
+        }
+        for at in 0..count {
+            // SAFETY: C passes as many values as it says.
+            let place = unsafe { self.0.add(at) };
+            // SAFETY: a value begins with both ids, which are set.
+            let [field, scope] = unsafe { place.cast::<[c_uint; 2]>().read() };
+            // SAFETY: as above; the value is the caller's to be written.
+            unsafe { place.write(answer(field, scope)) };
+        }
+        Ok(())
+    }
+}
+
+/// The caller's question for metrics: two samples, and the ids of metrics.
+#[repr(transparent)]
+pub(super) struct Metrics(*mut nvmlGpmMetricsGet_t);
+
+/// How it begins.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct MetricsHead {
+    version: c_uint,
+    count: c_uint,
+    samples: [Opaque; 2],
+}
+
+impl Metrics {
+    fn head(&self) -> Result<MetricsHead, Code> {
+        if self.0.is_null() {
+            return Err(Code::INVALID_ARGUMENT);
+        }
+        // SAFETY: the structure begins like that, and the caller has set all of it.
+        let head = unsafe { self.0.cast::<MetricsHead>().read() };
+        if head.version == NVML_GPM_METRICS_GET_VERSION {
+            Ok(head)
+        } else {
+            Err(Code::ARGUMENT_VERSION_MISMATCH)
+        }
+    }
+
+    /// The earlier and the later one.
+    pub(super) fn samples(&self) -> Result<[Handle; 2], Code> {
+        Ok(self.head()?.samples.map(Opaque::handle))
+    }
+
+    /// Answers each metric by its id.
+    pub(super) fn answer(&self, answer: impl Fn(c_uint) -> nvmlGpmMetric_t) -> Result<(), Code> {
+        let (count, room) = (self.head()?.count, nvmlGpmMetricId_t_NVML_GPM_METRIC_MAX);
+        if count == 0 || count > room {
+            return Err(Code::INVALID_ARGUMENT);
+        }
+        let first = self.0.wrapping_byte_add(offset_of!(nvmlGpmMetricsGet_t, metrics));
+        for at in 0..count as usize {
+            let place = first.cast::<nvmlGpmMetric_t>().wrapping_add(at);
+            // SAFETY: as many metrics follow, of which the caller has set the ids, with which they begin.
+            let id = unsafe { place.cast::<c_uint>().read() };
+            // SAFETY: as above; the metric is the caller's to be written.
+            unsafe { place.write(answer(id)) };
+        }
+        Ok(())
+    }
+}
+
 /// A structure that begins with its version: its size, and the number of its layout in the highest byte.
 #[repr(transparent)]
 pub(super) struct Versioned(*mut c_uint);
@@ -156,7 +238,12 @@ impl Versioned {
 
     /// Writes the structure if the caller means this layout of it.
     pub(super) fn give<T: Copy>(&self, layout: u32, value: T) -> Result<(), Code> {
-        if self.version()? != version::<T>(layout) {
+        self.give_as(version::<T>(layout), value)
+    }
+
+    /// The same where the version word is another than most structures have.
+    pub(super) fn give_as<T: Copy>(&self, word: u32, value: T) -> Result<(), Code> {
+        if self.version()? != word {
             return Err(Code::ARGUMENT_VERSION_MISMATCH);
         }
         // SAFETY: the version word says that the caller's structure is one of these.

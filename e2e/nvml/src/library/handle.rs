@@ -12,6 +12,7 @@ pub(crate) enum Kind {
     GpuInstance = 3,
     ComputeInstance = 4,
     EventSet = 5,
+    Sample = 6,
 }
 
 /// A handle, opened.
@@ -19,7 +20,7 @@ pub(crate) enum Kind {
 pub(crate) struct Target {
     pub(crate) kind: Kind,
     pub(crate) gpu: usize,
-    /// Serial of the instance, number of the event set; 0 for a GPU.
+    /// Serial of the instance, number of the event set or sample; 0 for a GPU.
     pub(crate) serial: u32,
 }
 
@@ -39,8 +40,14 @@ impl Handle {
         if self.0 >> 40 != MAGIC << 8 | usize::from(session) {
             return None;
         }
-        let kinds =
-            [Kind::Gpu, Kind::Mig, Kind::GpuInstance, Kind::ComputeInstance, Kind::EventSet];
+        let kinds = [
+            Kind::Gpu,
+            Kind::Mig,
+            Kind::GpuInstance,
+            Kind::ComputeInstance,
+            Kind::EventSet,
+            Kind::Sample,
+        ];
         let kind = kinds.into_iter().find(|kind| *kind as usize == self.0 >> 36 & 0xf)?;
         let serial = u32::try_from(self.0 & 0xffff_ffff).ok()?;
         Some(Target { kind, gpu: self.0 >> 32 & 0xf, serial })

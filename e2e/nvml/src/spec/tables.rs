@@ -1,7 +1,7 @@
 //! The tables. Where no read-out of a number has been published, the neighbours' proportions are used:
 //! B200 from three slices up, and the graphics profiles of the RTX PRO 6000.
 
-use super::{Architecture, Engines, MigSpec, NvLinks, Profile, Spec};
+use super::{Architecture, Engines, MigSpec, NvLinks, Profile, Spec, boards};
 use crate::node::Model;
 
 const TESLA: u32 = 2;
@@ -68,6 +68,7 @@ static A30: Spec = Spec {
     compute_capability: (8, 0),
     memory_mib: 24576,
     nvlinks: NvLinks::Bridged(4),
+    board: boards::A30,
     mig: Some(MigSpec {
         slices: 4,
         memory_slices: 4,
@@ -106,6 +107,7 @@ static A100_40: Spec = Spec {
     compute_capability: (8, 0),
     memory_mib: 40960,
     nvlinks: NvLinks::Switched(12),
+    board: boards::A100_40,
     mig: Some(MigSpec {
         slices: 7,
         memory_slices: 8,
@@ -136,6 +138,7 @@ static A100_80: Spec = Spec {
     compute_capability: (8, 0),
     memory_mib: 81920,
     nvlinks: NvLinks::Switched(12),
+    board: boards::A100_80,
     mig: Some(MigSpec {
         slices: 7,
         memory_slices: 8,
@@ -171,6 +174,7 @@ static H100_80: Spec = Spec {
     compute_capability: (9, 0),
     memory_mib: 81559,
     nvlinks: NvLinks::Switched(18),
+    board: boards::H100_80,
     mig: Some(MigSpec {
         slices: 7,
         memory_slices: 8,
@@ -206,6 +210,7 @@ static H200_141: Spec = Spec {
     compute_capability: (9, 0),
     memory_mib: 143771,
     nvlinks: NvLinks::Switched(18),
+    board: boards::H200_141,
     mig: Some(MigSpec {
         slices: 7,
         memory_slices: 8,
@@ -246,6 +251,7 @@ static B200: Spec = Spec {
     compute_capability: (10, 0),
     memory_mib: 183359,
     nvlinks: NvLinks::Switched(18),
+    board: boards::B200,
     mig: Some(MigSpec {
         slices: 7,
         memory_slices: 8,
@@ -293,6 +299,7 @@ static RTX_PRO_6000: Spec = Spec {
     compute_capability: (12, 0),
     memory_mib: 97887,
     nvlinks: NvLinks::None,
+    board: boards::RTX_PRO_6000,
     mig: Some(MigSpec {
         slices: 4,
         memory_slices: 12,
@@ -362,6 +369,7 @@ static L4: Spec = Spec {
     compute_capability: (8, 9),
     memory_mib: 23034,
     nvlinks: NvLinks::None,
+    board: boards::L4,
     mig: None,
 };
 
@@ -373,5 +381,6 @@ static T4: Spec = Spec {
     compute_capability: (7, 5),
     memory_mib: 15360,
     nvlinks: NvLinks::None,
+    board: boards::T4,
     mig: None,
 };

@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod faults;
+mod gpm;
 mod guest;
+mod health;
 mod life;
+mod load;
 mod processes;
 mod rig;
 mod topology;

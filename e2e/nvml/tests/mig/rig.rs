@@ -111,6 +111,8 @@ macro_rules! text {
     }};
 }
 
+mod readings;
+
 pub(crate) fn string(buffer: &[c_char]) -> String {
     let bytes: Vec<u8> = buffer.iter().map(|byte| byte.to_le_bytes()[0]).collect();
     CStr::from_bytes_until_nul(&bytes).unwrap().to_str().unwrap().to_owned()
