@@ -1,5 +1,4 @@
-//! A real Prometheus, Debian's, that finds and scrapes the agents of a cluster as `deploy/monitoring` says, and what it
-//! answers.
+//! A real Prometheus, Debian's, that scrapes the agents of a cluster as `deploy/monitoring` says, and what it answers.
 
 use std::{
     fmt::Write as _,
@@ -11,14 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{
-    cluster::Cluster,
-    files,
-    install::{NAMESPACE, root},
-    wait,
-};
+use crate::{cluster::Cluster, files, install::root, wait};
 
 /// Where it listens.
 const ADDRESS: &str = "127.0.0.1:19090";
@@ -109,19 +103,41 @@ fn configuration(cluster: &Cluster) -> anyhow::Result<String> {
     let mut blocks = blocks.filter_map(|block| block.split("```").next());
     let scrape = blocks.find(|block| block.starts_with("scrape_configs:"));
     let scrape = scrape.context("deploy/monitoring/README.md does not say how to scrape")?;
-    let role = "- role: pod\n";
-    ensure!(scrape.contains(role), "deploy/monitoring/README.md finds no pods");
-    // From outside of the cluster.
-    let found = format!(
-        "{role}        kubeconfig_file: {}\n        namespaces: {{names: [{NAMESPACE}]}}\n",
-        cluster.kubeconfig().display()
-    );
+    // Debian's is built without it.
+    let discovery = "kubernetes_sd_configs:\n      - role: pod\n";
+    ensure!(scrape.contains(discovery), "deploy/monitoring/README.md does not find pods");
+    let found = format!("static_configs: {}\n", Value::Array(targets(cluster)?));
     let alerts = deploy.join("alerts.yaml");
     Ok(format!(
-        "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\nrule_files: ['{}']\n{}",
+        "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n\
+         rule_files: ['{}']\n{}",
         alerts.display(),
-        scrape.replace(role, &found)
+        scrape.replace(discovery, &found)
     ))
+}
+
+/// The ports of pods, with the labels under which Prometheus's discovery finds them.
+fn targets(cluster: &Cluster) -> anyhow::Result<Vec<Value>> {
+    let mut targets = Vec::new();
+    for pod in cluster.list(&["pods", "--all-namespaces"])? {
+        let ip = pod["status"]["podIP"].as_str().unwrap_or_default();
+        for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
+            for port in container["ports"].as_array().into_iter().flatten() {
+                targets.push(json!({
+                    "targets": [format!("{ip}:{}", port["containerPort"])],
+                    "labels": {
+                        "__meta_kubernetes_namespace": pod["metadata"]["namespace"],
+                        "__meta_kubernetes_pod_container_port_name": port["name"],
+                        "__meta_kubernetes_pod_label_app_kubernetes_io_name":
+                            pod["metadata"]["labels"]["app.kubernetes.io/name"],
+                        "__meta_kubernetes_pod_name": pod["metadata"]["name"],
+                        "__meta_kubernetes_pod_node_name": pod["spec"]["nodeName"],
+                    },
+                }));
+            }
+        }
+    }
+    Ok(targets)
 }
 
 /// What its HTTP API has to say.
