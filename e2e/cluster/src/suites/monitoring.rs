@@ -4,7 +4,7 @@
 mod dashboards;
 mod states;
 
-use std::{collections::BTreeSet, process::Command};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use anyhow::{Context, ensure};
 use kerf_nvml::{Model, NodeDescription};
@@ -15,7 +15,8 @@ use super::{plugin::offers, tests};
 use crate::{
     cluster::Cluster,
     command::output,
-    files, install,
+    files,
+    install::{self, root},
     manifests::{devices, extended, merge, mig, one, pod, template},
     node::Node,
     prometheus::{Prometheus, fetch},
@@ -23,10 +24,48 @@ use crate::{
 };
 
 tests!("monitoring":
+    the_chart_has_what_operators_take,
     the_page_is_what_prometheus_reads,
     series_of_a_device_name_its_holder,
     every_alert_fires_and_every_panel_has_data,
 );
+
+fn the_chart_has_what_operators_take(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let kinds = |rendered: &str| -> Vec<String> {
+        let kinds = rendered.lines().filter_map(|line| line.strip_prefix("kind: "));
+        kinds.map(str::to_owned).collect()
+    };
+    let usual = kinds(&install::rendered(cluster, None, None)?);
+    let all = ["serviceMonitor", "podMonitor", "alerts", "dashboards"];
+    let all = all.map(|what| format!("metrics.{what}.create=true")).join(",");
+    let rendered = install::rendered(cluster, None, Some(&all))?;
+    let mut more = kinds(&rendered);
+    for kind in usual {
+        let at = more.iter().position(|one| *one == kind).context("less is rendered")?;
+        more.swap_remove(at);
+    }
+    more.sort();
+    let expected = [
+        "ConfigMap",
+        "ConfigMap",
+        "ConfigMap",
+        "PodMonitor",
+        "PrometheusRule",
+        "Service",
+        "ServiceMonitor",
+    ];
+    ensure!(more == expected, "{more:?}");
+    ensure!(rendered.matches("honorLabels: true").count() == 2, "monitors change labels");
+    for (file, indent) in [("alerts.yaml", 2), ("fleet.json", 4), ("gpu.json", 4), ("node.json", 4)]
+    {
+        let whole = fs::read_to_string(root().join("deploy/monitoring").join(file))?;
+        let whole: Vec<_> = whole.lines().map(str::trim_end).collect();
+        let rendered: Vec<_> =
+            rendered.lines().map(|line| line.get(indent..).unwrap_or_default()).collect();
+        ensure!(rendered.windows(whole.len()).any(|part| part == whole), "{file} is another");
+    }
+    Ok(())
+}
 
 /// Both doors, and samples as often as they are asked for.
 const SETTINGS: [&str; 2] = ["metrics.interval=1", "interface=both"];
