@@ -27,7 +27,7 @@ pub struct LastXid {
 }
 
 /// `nvmlClocksEventReason…`, in dcgm-exporter's words.
-const CLOCK_EVENTS: [(u64, &str); 9] = [
+pub(super) const CLOCK_EVENTS: [(u64, &str); 9] = [
     (0x1, "gpu_idle"),
     (0x2, "clocks_setting"),
     (0x4, "power_cap"),

@@ -8,12 +8,16 @@ mod dcgm;
 mod entity;
 mod events;
 mod health;
+mod history;
 mod holders;
 
 use std::collections::BTreeMap;
 
-pub use self::events::{GpuEvents, LastXid};
 use self::{dcgm::Row, entity::Entity, holders::Holders};
+pub use self::{
+    events::{GpuEvents, LastXid},
+    history::GpuHistory,
+};
 use crate::model::{
     exposition::{Family, Kind, Labels},
     gpu::{GpuUuid, Inventory},

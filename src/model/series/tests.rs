@@ -1,5 +1,6 @@
 //! Pages of several kinds of node, and what is true of all pages.
 
+mod history;
 mod laws;
 mod pages;
 mod parse;
