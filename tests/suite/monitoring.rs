@@ -7,7 +7,7 @@ use std::{
 };
 
 use kerf::{
-    metrics::Metrics,
+    metrics::{self, Metrics},
     model::{
         exposition::Kind,
         gpu::Inventory,
@@ -67,7 +67,7 @@ fn queries(board: &Value) -> Vec<&str> {
 }
 
 /// The words of PromQL that are metrics: neither text nor labels, functions, operators or variables.
-fn metrics(query: &str) -> BTreeSet<String> {
+fn named(query: &str) -> BTreeSet<String> {
     const AGGREGATIONS: [&str; 8] =
         ["avg", "by", "count", "group", "max", "min", "sum", "histogram_quantile"];
     const BEFORE_LABELS: [&str; 5] = ["by", "group_left", "group_right", "ignoring", "on"];
@@ -113,7 +113,7 @@ fn metrics_of_a_query_are_told_from_its_other_words() {
     let query = "sum by (gpu, x) (rate(a_total{b=\"c\"}[5m])) * on (d) group_left () max(e) > bool 1e3 \
                  or vector(0) unless on (up) f_bucket and $node";
     let expected = ["a_total", "e", "f_bucket"].map(str::to_owned);
-    assert_eq!(metrics(query), BTreeSet::from(expected));
+    assert_eq!(named(query), BTreeSet::from(expected));
 }
 
 /// Every name that a page can have.
@@ -136,6 +136,7 @@ fn offered() -> BTreeSet<String> {
         options: &options,
     });
     let families = of_gpus.into_iter().chain(Metrics::default().families());
+    let families = families.chain([metrics::readiness(true)]);
     let names = families.flat_map(|family| {
         let suffixes = match family.kind {
             Kind::Histogram => &["_bucket", "_count", "_sum"][..],
@@ -153,7 +154,7 @@ fn agents_have_all_that_is_asked_for() {
     let rules = rules();
     let of_boards = boards.values().flat_map(queries);
     let mut asked: BTreeSet<String> =
-        of_boards.chain(rules.iter().map(|rule| text(&rule["expr"]))).flat_map(metrics).collect();
+        of_boards.chain(rules.iter().map(|rule| text(&rule["expr"]))).flat_map(named).collect();
     // `label_values(metric, label)` is Grafana's own: its labels look like metrics.
     for label in ["gpu", "hostname", "instance", "namespace"] {
         asked.remove(label);

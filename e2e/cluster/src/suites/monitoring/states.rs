@@ -40,7 +40,7 @@ pub(super) const STATES: &[(State, &[&str])] = &[
         ],
     ),
     (panels_are_looked_at, &[]),
-    (a_call_hangs, &["KerfGpuSampleStale"]),
+    (a_call_hangs, &["KerfAgentNotReady", "KerfGpuSampleStale"]),
     (an_agent_stands_still, &["KerfAgentDown"]),
 ];
 
