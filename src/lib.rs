@@ -18,7 +18,8 @@
 //!
 //! * [`model`]: what is true, as plain values. Imports nothing of ours.
 //! * [`metrics`]: what the agent measures of itself: every instrument by name. Imports `model`.
-//! * [`node`]: the machine: NVML, the host's files, records and CDI files on disk. Imports `model`, `metrics`.
+//! * [`node`]: the machine: NVML, the kernel's log, the host's files, records and CDI files on disk. Imports `model`,
+//!   `metrics`.
 //! * [`cluster`]: the API server: claims in, slices and events out. Imports `model`, `metrics`.
 //! * [`driver`]: the order of things: prepare, unprepare, recover. Imports `node`, `cluster`, `model`, `metrics`.
 //! * [`kubelet`]: the kubelet's sockets: claims, extended resources, pod resources. Imports `driver`, `model`,

@@ -63,9 +63,7 @@ impl Changes {
             | WatchFlags::DELETE_SELF
             | WatchFlags::MOVE_SELF;
         inotify::add_watch(&inotify, dir, flags)?;
-        // SAFETY: the descriptor is ours alone and stays in its owner, which `AsyncFd` keeps.
-        let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) }?;
-        Ok(Self { inotify, told: VecDeque::new() })
+        Ok(Self { inotify: readable(inotify)?, told: VecDeque::new() })
     }
 
     /// The next change. Nothing is lost when this is dropped before it returns.
@@ -83,6 +81,15 @@ impl Changes {
             }
         }
     }
+}
+
+/// A descriptor that does not block, to be read when there is something to read.
+///
+/// # Errors
+/// It is of a kind that the kernel does not watch, such as a plain file.
+pub(super) fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is ours alone and stays in its owner, which `AsyncFd` keeps.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
 }
 
 /// What is there to read now; all of it, so that none stays behind in the buffer.

@@ -157,8 +157,8 @@ fn production_code_knows_no_simulation() {
         .into_iter()
         .filter(|file| {
             let code = code(file);
-            code.contains("kerf_nvml")
-                || code.contains("kerf_testbed")
+            code.contains("kerf_nvml::")
+                || code.contains("kerf_testbed::")
                 || code.contains("cfg!(test)")
         })
         .collect();

@@ -1,9 +1,15 @@
 //! The agent's reading and cutting of machines: the simulated NVML, through the library that production
 //! loads.
 
+mod events;
 mod links;
+mod log;
 mod mode;
 mod reading;
+mod readings;
+mod sample;
+
+use std::sync::Arc;
 
 use kerf::{
     model::gpu::{Gpu, Mig},
@@ -14,7 +20,7 @@ use tempfile::TempDir;
 
 /// A machine with its library loaded.
 pub(crate) struct Rig {
-    pub(crate) nvml: Nvml,
+    pub(crate) nvml: Arc<Nvml>,
     pub(crate) machine: Machine,
     _dir: TempDir,
 }
@@ -23,7 +29,7 @@ impl Rig {
     pub(crate) fn new(node: &NodeDescription) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let machine = Machine::create(dir.path(), node).unwrap();
-        Self { nvml: load(&machine), machine, _dir: dir }
+        Self { nvml: Arc::new(load(&machine)), machine, _dir: dir }
     }
 
     /// One GPU of a model, in MIG mode if it has one.

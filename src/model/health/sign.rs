@@ -65,7 +65,7 @@ pub struct Readings {
     pub answer: Answer,
     /// `NVML_FI_DEV_GET_GPU_RECOVERY_ACTION` (field 230).
     pub recovery_action: Option<u32>,
-    /// Remapped rows (fields 144 and 145, or `nvmlDeviceGetRemappedRows`).
+    /// Remapped rows (fields 144 and 145).
     pub remapping: Option<Remapping>,
     /// Uncorrected ECC errors since the driver was loaded (field 4).
     pub uncorrected_volatile: Option<u64>,
@@ -75,9 +75,10 @@ pub struct Readings {
     pub repair_pending: Option<bool>,
     /// State, summary and mask of `nvmlDeviceGetGpuFabricInfoV`.
     pub fabric: Option<FabricHealth>,
-    /// Nanoseconds that hardware slowed the clocks down for heat, ever (field 270).
+    /// Nanoseconds that hardware slowed the clocks down for heat, ever (field 270; 252 before driver
+    /// 580.82).
     pub hardware_thermal_slowdown: Option<u64>,
-    /// Nanoseconds that a power brake slowed the clocks down, ever (field 271).
+    /// Nanoseconds that a power brake slowed the clocks down, ever (field 271; 253 before driver 580.82).
     pub power_brake_slowdown: Option<u64>,
     /// Fatal PCIe errors, ever (field 180).
     pub pcie_fatal_errors: Option<u64>,

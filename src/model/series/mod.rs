@@ -148,7 +148,7 @@ fn table<S>(rows: &[Row<S>], of: &[(&Labels, &S)]) -> Vec<Family> {
     rows.iter().map(family).collect()
 }
 
-/// Families for each GPU.
+/// A gauge with these series.
 fn gauge<'l>(
     name: &'static str,
     help: &'static str,

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,6 +11,16 @@ use std::{
 #[derive(Clone, Debug, Default)]
 pub struct Calls {
     underway: Arc<Mutex<Underway>>,
+    observer: Arc<OnceLock<Observer>>,
+}
+
+/// Who is told of each call that ended.
+struct Observer(Box<dyn Fn(&'static str, Duration) + Send + Sync>);
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +58,12 @@ impl Calls {
         Entered { calls: self.clone(), id }
     }
 
+    /// Tells `observer` of each call that ends from now on: the function, and how long it took. It is told
+    /// by the threads that call. Only the first observer is heard.
+    pub fn observed_by(&self, observer: impl Fn(&'static str, Duration) + Send + Sync + 'static) {
+        self.observer.get_or_init(|| Observer(Box::new(observer)));
+    }
+
     /// Calls that have been under way for longer than `limit`, oldest first.
     pub fn longer_than(&self, limit: Duration) -> Vec<Call> {
         let underway = self.underway.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,7 +82,11 @@ pub struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         let mut underway = self.calls.underway.lock().unwrap_or_else(PoisonError::into_inner);
-        underway.calls.remove(&self.id);
+        let ended = underway.calls.remove(&self.id);
+        drop(underway);
+        if let (Some(call), Some(Observer(told))) = (ended, self.calls.observer.get()) {
+            told(call.function, call.since.elapsed());
+        }
     }
 }
 
@@ -86,5 +106,23 @@ mod tests {
         );
         drop(slow);
         assert_eq!(calls.longer_than(Duration::ZERO), []);
+    }
+
+    #[test]
+    fn a_call_is_told_when_it_has_ended_and_to_the_first_who_asked() {
+        let calls = Calls::default();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        drop(calls.enter("nvmlInitWithFlags", None));
+        let (clone, listener) = (calls.clone(), told.clone());
+        calls.observed_by(move |function, _| {
+            // It may look at the calls, as no lock is held.
+            listener.lock().unwrap().push((function, clone.longer_than(Duration::ZERO).len()));
+        });
+        calls.observed_by(|_, _| panic!("the second is not heard"));
+        let slow = calls.enter("nvmlDeviceGetName", Some(3));
+        drop(calls.clone().enter("nvmlDeviceGetCount_v2", None));
+        drop(slow);
+        let expected = [("nvmlDeviceGetCount_v2", 1), ("nvmlDeviceGetName", 0)];
+        assert_eq!(*told.lock().unwrap(), expected);
     }
 }

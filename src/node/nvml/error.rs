@@ -1,6 +1,9 @@
 //! An NVML call that failed: which, on what, and what it means for the caller.
 
+use std::mem::discriminant;
+
 use nvml_wrapper::error::NvmlError;
+use nvml_wrapper_sys::bindings as sys;
 
 /// A failed NVML call.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +33,27 @@ fn words(answer: &NvmlError) -> String {
 }
 
 /// `NVML_ERROR_INSUFFICIENT_RESOURCES`: no room for an instance, or too little left of something else.
-const INSUFFICIENT_RESOURCES: u32 =
-    nvml_wrapper_sys::bindings::nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_RESOURCES;
+const INSUFFICIENT_RESOURCES: u32 = sys::nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_RESOURCES;
+
+/// `NVML_ERROR_UNKNOWN`.
+const UNKNOWN: u32 = sys::nvmlReturn_enum_NVML_ERROR_UNKNOWN;
+
+/// What is wrong with the question, the asker or the moment, not with the GPU.
+const NO_EVIDENCE: [u32; 13] = [
+    sys::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT,
+    sys::nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED,
+    sys::nvmlReturn_enum_NVML_ERROR_NO_PERMISSION,
+    sys::nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE,
+    sys::nvmlReturn_enum_NVML_ERROR_TIMEOUT,
+    sys::nvmlReturn_enum_NVML_ERROR_FUNCTION_NOT_FOUND,
+    sys::nvmlReturn_enum_NVML_ERROR_OPERATING_SYSTEM,
+    sys::nvmlReturn_enum_NVML_ERROR_IN_USE,
+    sys::nvmlReturn_enum_NVML_ERROR_NO_DATA,
+    sys::nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    sys::nvmlReturn_enum_NVML_ERROR_DEPRECATED,
+    sys::nvmlReturn_enum_NVML_ERROR_NOT_READY,
+    sys::nvmlReturn_enum_NVML_ERROR_INVALID_STATE,
+];
 
 impl Error {
     pub(super) fn new(function: &'static str, gpu: Option<u32>, answer: NvmlError) -> Self {
@@ -43,6 +65,11 @@ impl Error {
         matches!(self.answer, NvmlError::NotSupported)
     }
 
+    /// The GPU does not have what was asked for, or its driver does not.
+    pub(super) fn lacking(&self) -> bool {
+        self.not_supported() || self.no_such_function()
+    }
+
     /// What was named does not exist (any more).
     pub fn not_found(&self) -> bool {
         matches!(self.answer, NvmlError::NotFound)
@@ -51,6 +78,11 @@ impl Error {
     /// An argument is out of range, such as an enumerator after the last.
     pub fn invalid_argument(&self) -> bool {
         matches!(self.answer, NvmlError::InvalidArg)
+    }
+
+    /// A driver that does not know this version of a struct.
+    pub fn version_mismatch(&self) -> bool {
+        self.code() == sys::nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH
     }
 
     /// Somebody uses it: worth another try a little later.
@@ -84,8 +116,53 @@ impl Error {
         )
     }
 
+    /// Nothing happened in time.
+    pub fn timed_out(&self) -> bool {
+        matches!(self.answer, NvmlError::Timeout)
+    }
+
+    /// NVML has no word for what went wrong.
+    pub fn unknown(&self) -> bool {
+        self.code() == UNKNOWN
+    }
+
+    /// NVML's return code (`nvmlReturn_t`).
+    pub fn code(&self) -> u32 {
+        match &self.answer {
+            NvmlError::FailedToLoadSymbol(_) => sys::nvmlReturn_enum_NVML_ERROR_FUNCTION_NOT_FOUND,
+            NvmlError::LibloadingError(_) => sys::nvmlReturn_enum_NVML_ERROR_LIBRARY_NOT_FOUND,
+            NvmlError::UnexpectedVariant(code) => *code,
+            // The crate tells codes only of errors that it is given to keep.
+            answer => (1..=sys::nvmlReturn_enum_NVML_ERROR_RESET_TYPE_NOT_SUPPORTED)
+                .find(|&code| discriminant(&NvmlError::from(code)) == discriminant(answer))
+                .unwrap_or(UNKNOWN),
+        }
+    }
+
+    /// It says nothing of the GPU's health: the GPU or its driver lacks the reading, this process may not
+    /// ask for it, or it is not to be had just now.
+    pub fn no_evidence(&self) -> bool {
+        NO_EVIDENCE.contains(&self.code())
+    }
+
     /// The driver lacks the function: an older one than the call needs.
     pub fn no_such_function(&self) -> bool {
         matches!(self.answer, NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_keeps_its_code() {
+        let code = |answer| Error::new("nvmlDeviceGetName", Some(0), answer).code();
+        for number in (1..=40).chain([UNKNOWN]) {
+            assert_eq!(code(number.into()), number);
+        }
+        let missing = NvmlError::FailedToLoadSymbol("nvmlDeviceGetRepairStatus".to_owned());
+        assert_eq!(code(missing), sys::nvmlReturn_enum_NVML_ERROR_FUNCTION_NOT_FOUND);
+        assert_eq!(code(NvmlError::SetReleaseFailed), UNKNOWN);
     }
 }

@@ -124,7 +124,7 @@ impl Nvml {
         }
     }
 
-    fn on_gpu<T>(
+    pub(super) fn on_gpu<T>(
         &self,
         index: u32,
         function: &'static str,
@@ -139,7 +139,7 @@ impl Nvml {
 fn optional<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.not_supported() || error.no_such_function() => Ok(None),
+        Err(error) if error.lacking() => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -20,8 +20,8 @@ pub(super) struct ComputeProfile {
 
 impl Nvml {
     pub(super) fn on<'n>(&'n self, gpu: &Gpu) -> Result<On<'n>, Error> {
-        let known = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get(&gpu.uuid).copied();
+        let handles = || self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = handles().get(&gpu.uuid).copied();
         let handle = match known {
             Some(handle) => handle,
             None => self.look_up(gpu)?,
@@ -73,6 +73,7 @@ impl Nvml {
     /// As NVML answers; also when something stands in the way.
     pub fn set_mig_mode(&self, gpu: &Gpu, enabled: bool) -> Result<bool, Error> {
         let on = self.on(gpu)?;
+        self.forget_mig_devices(gpu);
         on.set_mig_mode(enabled)??;
         Ok(on.mig_mode()?.0 == enabled)
     }
@@ -117,6 +118,7 @@ impl Nvml {
         placement: Placement,
     ) -> Result<GpuInstance, Error> {
         let on = self.on(gpu)?;
+        self.forget_mig_devices(gpu);
         let instance = on.create_gpu_instance(profile.id, placement.start, placement.size)?;
         let id = on.gpu_instance_info(instance)?.id;
         let compute = vec![self.fill(on, gpu, instance, profile)?];
@@ -141,12 +143,37 @@ impl Nvml {
         on.compute_device(compute, |_| true)
     }
 
+    /// The MIG device of a compute instance.
+    pub(super) fn mig_device(
+        &self,
+        on: On<'_>,
+        gpu: &Gpu,
+        instance: &GpuInstance,
+        compute: &ComputeInstance,
+    ) -> Result<super::raw::DeviceHandle, Error> {
+        let handles = || self.mig_handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = handles().get(&gpu.uuid).and_then(|of_gpu| of_gpu.get(&compute.uuid).copied());
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let within = on.gpu_instance(instance.id)?;
+        let device = on.compute_instance_info(on.compute_instance(within, compute.id)?)?.device;
+        handles().entry(gpu.uuid.clone()).or_default().insert(compute.uuid.clone(), device);
+        Ok(device)
+    }
+
+    /// Their handles are given to others when a GPU is cut anew.
+    pub(super) fn forget_mig_devices(&self, gpu: &Gpu) {
+        self.mig_handles.lock().unwrap_or_else(PoisonError::into_inner).remove(&gpu.uuid);
+    }
+
     /// Destroys a GPU instance and the compute instances in it. One that is gone is no error.
     ///
     /// # Errors
     /// As NVML answers; in use while a process runs in it.
     pub fn destroy(&self, gpu: &Gpu, instance: &GpuInstance) -> Result<(), Error> {
         let on = self.on(gpu)?;
+        self.forget_mig_devices(gpu);
         let handle = match on.gpu_instance(instance.id) {
             Ok(handle) => handle,
             Err(error) if error.not_found() || error.not_supported() => return Ok(()),

@@ -5,10 +5,15 @@
 
 mod calls;
 mod error;
+mod events;
+mod fields;
+mod gpm;
 mod inventory;
 mod links;
 mod mig;
 mod raw;
+mod readings;
+mod sample;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +23,8 @@ use std::{
 
 pub use calls::{Call, Calls};
 pub use error::Error;
+pub use events::{Event, EventSet, Registered, Reported};
+pub use gpm::Gpm;
 use nvml_wrapper::{bitmasks::InitFlags, error::NvmlError};
 
 use crate::model::gpu::{DriverVersions, GpuUuid};
@@ -30,6 +37,10 @@ pub struct Nvml {
     handles: Mutex<BTreeMap<GpuUuid, raw::DeviceHandle>>,
     /// Compute instance profiles of a GPU's instance profile: fixed, and many calls to read.
     compute_profiles: Mutex<BTreeMap<(GpuUuid, u32), Vec<mig::ComputeProfile>>>,
+    /// A MIG device's handle by its UUID, of each GPU as long as nobody cuts it: NVML uses them again.
+    mig_handles: Mutex<BTreeMap<GpuUuid, BTreeMap<String, raw::DeviceHandle>>>,
+    /// Functions that a GPU does not have, in MIG mode or out of it.
+    lacking: Mutex<BTreeSet<(GpuUuid, bool, &'static str)>>,
     /// Index of the GPU and enumerator of the profiles that were warned of.
     nameless: Mutex<BTreeSet<(u32, u32)>>,
 }
@@ -60,6 +71,8 @@ impl Nvml {
             calls,
             handles: Mutex::default(),
             compute_profiles: Mutex::default(),
+            mig_handles: Mutex::default(),
+            lacking: Mutex::default(),
             nameless: Mutex::default(),
         })
     }

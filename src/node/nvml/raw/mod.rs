@@ -14,7 +14,7 @@ use super::{Error, Nvml};
 use crate::model::gpu::Fabric;
 
 /// A GPU's or MIG device's handle.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DeviceHandle(sys::nvmlDevice_t);
 
 // SAFETY: NVML is documented to be thread-safe, and its handles are valid in all threads.
@@ -49,14 +49,21 @@ pub(super) struct ComputeInstanceInfo {
 macro_rules! call {
     ($nvml:expr, $gpu:expr, $function:ident($($argument:expr),* $(,)?), $check:path) => {{
         let _underway = $nvml.calls.enter(stringify!($function), $gpu);
+        answer!($nvml, $gpu, $function($($argument),*), $check)
+    }};
+    ($nvml:expr, $gpu:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        call!($nvml, $gpu, $function($($argument),*), nvml_try)
+    };
+}
+
+/// The same, not noted.
+macro_rules! answer {
+    ($nvml:expr, $gpu:expr, $function:ident($($argument:expr),* $(,)?), $check:path) => {
         nvml_sym($nvml.library.lib().$function.as_ref())
             // SAFETY: the symbol has the type that nvml.h declares; the handles came from this
             // library, and every pointer is to a live value of the type that the call fills.
             .and_then(|function| $check(unsafe { function($($argument),*) }))
             .map_err(|source| Error::new(stringify!($function), $gpu, source))
-    }};
-    ($nvml:expr, $gpu:expr, $function:ident($($argument:expr),* $(,)?)) => {
-        call!($nvml, $gpu, $function($($argument),*), nvml_try)
     };
 }
 
@@ -67,6 +74,15 @@ macro_rules! zeroed {
         unsafe { std::mem::zeroed() }
     };
 }
+
+mod events;
+mod fields;
+mod gpm;
+mod health;
+mod load;
+
+pub(super) use events::{EventSetHandle, Told};
+pub(super) use gpm::GpmBuffer;
 
 /// A text that NVML has filled in.
 fn text(chars: &[c_char]) -> String {

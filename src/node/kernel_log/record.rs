@@ -1,0 +1,74 @@
+//! A record of the kernel's log:
+//! <https://www.kernel.org/doc/Documentation/ABI/testing/dev-kmsg>.
+
+use std::time::Duration;
+
+/// What the kernel says in a record.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) text: String,
+    pub(super) since_boot: Duration,
+}
+
+/// Reads `priority,sequence,microseconds,flags[,…];text`. `None` for the lines of properties that may follow,
+/// for what a program wrote, and for what is no record.
+pub(super) fn parse(record: &str) -> Option<Record> {
+    let (head, text) = record.lines().next()?.split_once(';')?;
+    let mut numbers = head.split(',').map(str::parse::<u64>);
+    let (priority, _sequence) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    let since_boot = Duration::from_micros(numbers.next()?.ok()?);
+    // The facility is above the three bits of the level; the kernel gives its own to no program.
+    (priority >> 3 == 0).then(|| Record { text: text.to_owned(), since_boot })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parsed(record: &str) -> Option<(String, u64)> {
+        let Record { text, since_boot } = parse(record)?;
+        Some((text, since_boot.as_micros().try_into().unwrap()))
+    }
+
+    #[test]
+    fn only_what_the_kernel_says_is_read() {
+        let device = "3,1234,5140900,-,caller=T1;NVRM: Xid (PCI:0000:1b:00): 79, a;b, c\n \
+                      SUBSYSTEM=pci\n DEVICE=+pci:0000:1b:00.0\n";
+        let said = "NVRM: Xid (PCI:0000:1b:00): 79, a;b, c".to_owned();
+        assert_eq!(parsed(device), Some((said, 5_140_900)));
+        assert_eq!(parsed("4,0,0,c;"), Some((String::new(), 0)));
+        let other = [
+            "",
+            "\n",
+            ";",
+            " SUBSYSTEM=pci",
+            "NVRM: Xid (PCI:0000:1b:00): 79",
+            "3,1234,-;no time",
+            "3,1234,99999999999999999999,-;too late",
+            "-3,1234,5140900,-;no priority",
+            "12,1235,5140901,-;NVRM: Xid (PCI:0000:1b:00): 79, says a program",
+        ];
+        assert_eq!(other.map(parsed), [const { None }; 9]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_back(
+            level in 0_u64..8,
+            sequence: u64,
+            since_boot: u64,
+            text in "[^\r\n]*",
+            rest in "( [^\n]*\n)*",
+        ) {
+            let record = format!("{level},{sequence},{since_boot},-;{text}\n{rest}");
+            prop_assert_eq!(parsed(&record), Some((text, since_boot)));
+        }
+
+        #[test]
+        fn nothing_is_too_strange(record: String) {
+            parse(&record);
+        }
+    }
+}
