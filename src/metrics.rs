@@ -244,6 +244,15 @@ fn build_info() -> Family {
     family
 }
 
+/// Whether the agent is ready: what stands in the way of that is for people, at `/readyz`.
+pub fn readiness(is_ready: bool) -> Family {
+    let help =
+        "Whether the agent is ready: 1 if nothing stands in the way, else /readyz says what.";
+    let mut family = Family::gauge("kerf_ready", help);
+    family.add(Labels::default(), f64::from(u8::from(is_ready)));
+    family
+}
+
 #[derive(Clone, Copy, Debug)]
 enum What {
     Prepare,

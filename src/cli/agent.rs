@@ -30,7 +30,7 @@ use crate::{
         machine::{Library, Machine},
     },
     kubelet::{self, Served, probe, rival},
-    metrics::Metrics,
+    metrics::{self, Metrics},
     model::{exposition, plan::Origin, plugin::config::Config},
     node::{
         hook, lock,
@@ -155,10 +155,13 @@ impl Ready {
             let listener = listen::endpoint(endpoint).await;
             let listener = listener.with_context(|| format!("cannot listen on `{endpoint}`"))?;
             tracing::info!(address = %listener.local_addr()?, "HTTP");
-            let reporter = self.reporter.clone();
+            let [reporter, told] = [(); 2].map(|()| self.reporter.clone());
             let metrics = Metrics::default();
-            let page: http::Page =
-                Arc::new(move |format| exposition::page(&metrics.families(), format));
+            let page: http::Page = Arc::new(move |format| {
+                let mut families = metrics.families();
+                families.push(metrics::readiness(told.unready().is_empty()));
+                exposition::page(&families, format)
+            });
             spawn("HTTP", http::serve(listener, Arc::new(move || reporter.unready()), page));
         }
         Ok(())

@@ -17,7 +17,7 @@ use crate::{
     node::Node,
     pki::Pki,
     programs::{Programs, Release},
-    wait,
+    prometheus, wait,
 };
 
 /// Where the one cluster of a machine lives.
@@ -113,7 +113,10 @@ impl Cluster {
                 Node::stop(dir, number)?;
             }
         }
-        control_plane::stop(&Daemons::new(dir)?)?;
+        let daemons = Daemons::new(dir)?;
+        // Left by a runner that was killed.
+        daemons.stop(prometheus::NAME)?;
+        control_plane::stop(&daemons)?;
         fs::remove_dir_all(dir).with_context(|| format!("cannot remove `{}`", dir.display()))
     }
 

@@ -14,6 +14,7 @@ mod manifests;
 mod node;
 mod pki;
 mod programs;
+mod prometheus;
 mod suite;
 mod suites;
 mod wait;

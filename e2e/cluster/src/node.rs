@@ -231,11 +231,31 @@ state = '/run/containerd-state'
 
     /// Kills the processes of a container, by the id that a pod's status has.
     pub(crate) fn kill_container(&self, id: &str) -> anyhow::Result<()> {
+        self.container(id)?.iter().try_for_each(|cgroup| kill_all_in(cgroup))
+    }
+
+    /// Does something while the processes of a container stand still.
+    pub(crate) fn while_container_waits<T>(
+        &self,
+        id: &str,
+        meanwhile: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let cgroups = self.container(id)?;
+        let pids: Vec<_> = cgroups.iter().flat_map(|cgroup| pids_in(cgroup)).collect();
+        let signal = |signal| pids.iter().try_for_each(|pid| kill_process(*pid, signal));
+        signal(Signal::STOP)?;
+        let done = meanwhile();
+        signal(Signal::CONT)?;
+        done
+    }
+
+    /// The cgroups of a container.
+    fn container(&self, id: &str) -> anyhow::Result<Vec<PathBuf>> {
         let id = id.rsplit('/').next().unwrap_or(id);
         let cgroups = self.cgroups().into_iter().flat_map(|cgroup| tree(&cgroup));
-        let mut of_container = cgroups.filter(|cgroup| cgroup.ends_with(id)).peekable();
-        ensure!(of_container.peek().is_some(), "no container {id} on {}", self.name);
-        of_container.try_for_each(|cgroup| kill_all_in(&cgroup))
+        let of_container: Vec<_> = cgroups.filter(|cgroup| cgroup.ends_with(id)).collect();
+        ensure!(!of_container.is_empty(), "no container {id} on {}", self.name);
+        Ok(of_container)
     }
 
     fn cgroups(&self) -> Vec<PathBuf> {
@@ -324,12 +344,17 @@ fn tree(cgroup: &Path) -> Vec<PathBuf> {
 
 fn kill_all_in(cgroup: &Path) -> anyhow::Result<()> {
     for cgroup in tree(cgroup) {
-        let pids = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-        for pid in pids.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+        for pid in pids_in(&cgroup) {
             daemon::end(pid, Signal::KILL, None)?;
         }
     }
     Ok(())
+}
+
+/// The processes of a cgroup itself.
+fn pids_in(cgroup: &Path) -> Vec<Pid> {
+    let pids = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    pids.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect()
 }
 
 fn remove_cgroup(cgroup: &Path) -> anyhow::Result<()> {

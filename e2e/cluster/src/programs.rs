@@ -228,6 +228,8 @@ pub(crate) fn check_machine() -> anyhow::Result<()> {
         ("openssl", "version", "Debian: apt-get install openssl"),
         ("ip", "-V", "Debian: apt-get install iproute2"),
         ("busybox", "true", "Debian: apt-get install busybox-static"),
+        ("prometheus", "--version", "Debian: apt-get install prometheus"),
+        ("promtool", "--version", "Debian: apt-get install prometheus"),
     ];
     let missing = needed
         .iter()

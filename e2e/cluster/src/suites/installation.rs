@@ -63,6 +63,12 @@ fn a_bad_value_is_refused_by_its_name(cluster: &mut Cluster) -> anyhow::Result<(
         ("image=null", "at '': missing property 'image'"),
         ("priorityClass=high", "at '': additional properties 'priorityClass' not allowed"),
         ("tolerations[0].efect=x", "at '/tolerations/0': additional properties 'efect'"),
+        ("metrics.port=0", "at '/metrics/port': minimum: got 0, want 1"),
+        (
+            "metrics.hostnameLabel=node",
+            "at '/metrics/hostnameLabel': value must be one of 'hostname'",
+        ),
+        ("metrics.podMonitor.interval=x", "at '/metrics/podMonitor/interval': 'x' does not match"),
         ("resources.limit.cpu=1", "at '/resources': additional properties 'limit' not allowed"),
     ] {
         let mut install = install::helm(cluster);

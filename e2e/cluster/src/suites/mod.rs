@@ -7,6 +7,7 @@ mod compatibility;
 mod examples;
 mod installation;
 mod life;
+mod monitoring;
 mod plugin;
 mod refusals;
 mod restarts;
@@ -30,6 +31,7 @@ pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
         refusals::tests(),
         both::of(release),
         scale::tests(),
+        monitoring::tests(),
         installation::tests(),
     ];
     Ok(suites.into_iter().flatten().collect())
