@@ -17,8 +17,9 @@ use super::{
     doors::door_settings,
     labels::keep_labels,
     listen,
+    metrics::Page,
     node::{AdoptMig, Args},
-    plugin_config,
+    plugin_config, release_gpu,
     report::{Phase, Reporter},
     rescan::LOOK_FOR_DRIVER,
     standby,
@@ -30,13 +31,13 @@ use crate::{
         machine::{Library, Machine},
     },
     kubelet::{self, Served, probe, rival},
-    metrics::{self, Metrics},
-    model::{exposition, plan::Origin, plugin::config::Config},
+    metrics::Metrics,
+    model::{plan::Origin, plugin::config::Config},
     node::{
         hook, lock,
         store::{Predecessor, SetAside, Store},
     },
-    telemetry::{http, status},
+    telemetry::{http, release, status},
 };
 
 /// How long work under way may take once the agent is told to end; the kubelet kills after 30 s.
@@ -107,6 +108,7 @@ pub(super) struct Ready {
     pub(super) cluster: Cluster,
     pub(super) machine: Arc<Machine>,
     pub(super) reporter: Reporter,
+    pub(super) metrics: Metrics,
     pub(super) probed: watch::Sender<probe::Target>,
     /// The driver, once this agent acts.
     pub(super) acting: watch::Sender<Option<Arc<Driver>>>,
@@ -120,7 +122,9 @@ impl Ready {
         let host = machine.host();
         let boot_id = host.boot_id()?;
         let cluster = Cluster::connect(args.kubeconfig.as_deref()).await?;
-        let machine = Arc::new(Machine::new(machine.nvml_library.clone(), host));
+        let metrics = Metrics::default();
+        let machine = Machine::new(machine.nvml_library.clone(), host, metrics.clone());
+        let machine = Arc::new(machine);
         let reporter = Reporter::new(machine.clone(), boot_id.clone());
         let probed = watch::Sender::new(probe::Target::Closed);
         let host_root = args.host_root.clone();
@@ -133,6 +137,7 @@ impl Ready {
             cluster,
             machine,
             reporter,
+            metrics,
             probed,
             acting,
         };
@@ -155,13 +160,10 @@ impl Ready {
             let listener = listen::endpoint(endpoint).await;
             let listener = listener.with_context(|| format!("cannot listen on `{endpoint}`"))?;
             tracing::info!(address = %listener.local_addr()?, "HTTP");
-            let [reporter, told] = [(); 2].map(|()| self.reporter.clone());
-            let metrics = Metrics::default();
-            let page: http::Page = Arc::new(move |format| {
-                let mut families = metrics.families();
-                families.push(metrics::readiness(told.unready().is_empty()));
-                exposition::page(&families, format)
-            });
+            let reporter = self.reporter.clone();
+            let metrics = self.metrics.clone();
+            let page = Page::new(&args.metrics, &args.node_name, metrics, reporter.clone());
+            let page = Arc::new(move |format| page.text(format));
             spawn("HTTP", http::serve(listener, Arc::new(move || reporter.unready()), page));
         }
         Ok(())
@@ -215,6 +217,7 @@ impl Ready {
         // What containers have must be known before a door opens.
         driver.release_ended().await;
         self.acting.send_replace(Some(driver.clone()));
+        let release_file = self.lend_gpus(&driver)?;
         tracing::info!("acting on this node");
         self.reporter.enter(Phase::Acting(driver.clone()));
         let publisher = (settings, events.clone());
@@ -223,14 +226,25 @@ impl Ready {
             () = self.rescan(&driver, &events) => {}
             () = self.compare(&driver) => {}
             () = driver.watch_health() => {}
+            () = driver.take_samples(args.metrics.interval()) => {}
             () = driver.evict_pods() => {}
             () = tell_claims(args, &driver) => {}
             () = lost => {
                 socket_file.leave();
+                release_file.leave();
                 anyhow::bail!("another agent has taken over: this one was thought dead");
             }
         }
         Ok(())
+    }
+
+    /// Answers `kerf release-gpu`.
+    fn lend_gpus(&self, driver: &Arc<Driver>) -> anyhow::Result<status::SocketFile> {
+        let socket = self.state_dir.join(release_gpu::SOCKET);
+        let (listener, file) = status::bind(&socket)
+            .with_context(|| format!("cannot bind the release socket `{}`", socket.display()))?;
+        tokio::spawn(release::serve(listener, Arc::new(release_gpu::Gpus(driver.clone()))));
+        Ok(file)
     }
 
     /// Where the host has Kerf's own hook.
@@ -325,6 +339,7 @@ impl Ready {
                 split: args.doors.split(),
             },
             health: args.health.parts(health, &self.boot_id)?,
+            metrics: self.metrics.clone(),
         }))
     }
 

@@ -17,7 +17,11 @@ use super::{
     node::Args,
 };
 use crate::{
-    cluster::{self, PublishSettings, events::Events, publish::publish},
+    cluster::{
+        self, PublishSettings,
+        events::Events,
+        publish::{Channels, publish},
+    },
     driver::Driver,
     kubelet::{self, Doors, Served, plugin, podresources::PodResources, probe},
     model::plugin::config::DeviceRef,
@@ -271,7 +275,9 @@ impl Ready {
         let published = self.reporter.published(features.clone());
         tokio::spawn(driver.clone().describe_pool(features, desired));
         let cluster = self.cluster.clone();
-        let publish = publish(cluster, settings, wanted, kicks, published, tell_server, events);
+        let channels = Channels { desired: wanted, kicks, state: published, server: tell_server };
+        let metrics = self.metrics.clone();
+        let publish = publish(cluster, settings, channels, events, metrics);
         let mut registration = self.reporter.registered().subscribe();
         let mut first = registration.clone();
         tokio::spawn(async move {

@@ -11,6 +11,7 @@ pub mod labels;
 mod listen;
 mod look;
 pub mod machine;
+pub mod metrics;
 pub mod node;
 mod output;
 pub mod picture;

@@ -8,7 +8,7 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 
 use super::{
     agent, doors::DoorArgs, health::HealthArgs, labels::LabelArgs, machine::MachineArgs,
-    plugin_config::PluginArgs, style::Style,
+    metrics::MetricsArgs, plugin_config::PluginArgs, style::Style,
 };
 use crate::node::memory;
 
@@ -64,6 +64,9 @@ pub struct Args {
     /// Health of the GPUs, and what follows from it.
     #[command(flatten)]
     pub health: HealthArgs,
+    /// What is measured, and how it is said.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
     /// How the device plugin is configured.
     #[command(flatten)]
     pub plugin: PluginArgs,

@@ -5,14 +5,20 @@ use std::{
     os::unix::net::UnixStream,
     path::Path,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
+use futures::{FutureExt, future::BoxFuture};
 use tokio::{runtime, signal, time::sleep};
 
 use super::machine::MachineArgs;
-use crate::telemetry::release::Answer;
+use crate::{
+    driver::Driver,
+    model::{gpu::GpuUuid, health::Finding},
+    telemetry::release::{Answer, Release},
+};
 
 /// Socket in the agent's data directory.
 pub(super) const SOCKET: &str = "release.sock";
@@ -59,6 +65,28 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Answer::Released(_) | Answer::Refused(_) => bail!("the agent answered something else"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The driver, as who asks for GPUs sees it.
+pub(super) struct Gpus(pub(super) Arc<Driver>);
+
+impl Release for Gpus {
+    fn release<'a>(&'a self, gpu: &'a str) -> BoxFuture<'a, Result<String, String>> {
+        async move {
+            let released = self.0.release_gpu(gpu).await;
+            released.map(|uuid| uuid.0).map_err(|error| error.line())
+        }
+        .boxed()
+    }
+
+    fn take_up<'a>(&'a self, uuid: &'a str) -> BoxFuture<'a, Vec<String>> {
+        async move {
+            let uuid = GpuUuid(uuid.to_owned());
+            self.0.take_up_gpu(&uuid).await;
+            self.0.findings().of_gpu(&uuid).iter().map(Finding::line).collect()
+        }
+        .boxed()
+    }
 }
 
 /// Until the time is over, or somebody says that it is.

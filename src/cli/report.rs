@@ -131,6 +131,14 @@ impl Reporter {
         new
     }
 
+    /// The driver, once this agent acts.
+    pub(super) fn acting(&self) -> Option<Arc<Driver>> {
+        match self.phase() {
+            Phase::Acting(driver) => Some(driver),
+            Phase::Starting | Phase::StandingBy => None,
+        }
+    }
+
     fn phase(&self) -> Phase {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

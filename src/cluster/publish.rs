@@ -23,6 +23,7 @@ use crate::{
         slices::Slices,
         watch::{Seen, watch as watch_slices},
     },
+    metrics::{Metrics, Outcome},
     model::pool::{Features, SliceContent},
 };
 
@@ -98,12 +99,11 @@ impl Pace {
 pub async fn publish(
     cluster: Cluster,
     settings: PublishSettings,
-    desired: watch::Receiver<Option<Arc<Desired>>>,
-    kicks: watch::Receiver<u64>,
-    state: watch::Sender<Published>,
-    server: watch::Sender<Option<Server>>,
+    channels: Channels,
     events: Events,
+    metrics: Metrics,
 ) {
+    let Channels { desired, kicks, state, server } = channels;
     let publisher = Publisher {
         converger: Converger::new(cluster.clone(), settings.clone()),
         cluster,
@@ -114,6 +114,7 @@ pub async fn publish(
         state,
         server,
         events,
+        metrics,
         due: None,
         delays: Pace::STANDARD.backoff().build(),
         ask: true,
@@ -121,6 +122,18 @@ pub async fn publish(
         failed: None,
     };
     publisher.keep().await;
+}
+
+/// What a publisher hears and says.
+pub struct Channels {
+    /// What is to be published; nothing before it is known.
+    pub desired: watch::Receiver<Option<Arc<Desired>>>,
+    /// Changes when all has to be looked at anew.
+    pub kicks: watch::Receiver<u64>,
+    /// How far it is.
+    pub state: watch::Sender<Published>,
+    /// What the server keeps, and had.
+    pub server: watch::Sender<Option<Server>>,
 }
 
 struct Publisher {
@@ -133,6 +146,7 @@ struct Publisher {
     state: watch::Sender<Published>,
     server: watch::Sender<Option<Server>>,
     events: Events,
+    metrics: Metrics,
     /// When to look at the slices next.
     due: Option<Instant>,
     delays: ExponentialBackoff,
@@ -226,6 +240,7 @@ impl Publisher {
         self.due = None;
         match self.attempt().await {
             Ok(()) => {
+                self.metrics.published(Outcome::Ok);
                 self.delays = self.pace.backoff().build();
                 self.failed = None;
             }
@@ -242,6 +257,8 @@ impl Publisher {
     }
 
     fn failed(&mut self, error: Error) {
+        let refused = matches!(error, Error::Invalid { .. });
+        self.metrics.published(if refused { Outcome::Refused } else { Outcome::Failed });
         let delay = match error {
             Error::Invalid { .. } => self.pace.refused,
             _ => self.delays.next().unwrap_or(self.pace.refused),

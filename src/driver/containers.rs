@@ -2,19 +2,20 @@
 //! so what the kubelet lists is compared with the records.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
 
-use super::{Driver, Error, now};
+use super::{Driver, Error, error::outcome, now};
+use crate::metrics::Door;
 use crate::model::{
     cdi,
     claim::{Allocation, AllocationResult},
     device::{Device, Part, Target},
-    holder::{Container, Holder},
+    holder::{Container, ContainerName, Holder},
     plan::{Origin, Plan, PlannedDevice},
     plugin::{
         config::{Config, IdStrategy},
@@ -32,12 +33,24 @@ const KEPT: Duration = Duration::from_secs(600);
 
 /// Which containers have which devices, as the kubelet knows it.
 pub trait PodResources: Send + Sync {
-    /// All containers with devices of extended resources, one entry a device.
+    /// All containers with devices.
     ///
     /// # Errors
     /// Why the kubelet's word cannot be had, or not be relied on yet.
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Container>, String>>;
+    fn list(&self) -> BoxFuture<'_, Result<Listed, String>>;
 }
+
+/// What the kubelet lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Containers with devices of extended resources, one entry a device.
+    pub devices: Vec<Container>,
+    /// The containers that have a claim, by its namespace and name (kubelets since 1.34).
+    pub claims: ClaimContainers,
+}
+
+/// Containers by namespace and name of the claim that they have.
+pub type ClaimContainers = BTreeMap<(String, String), Vec<ContainerName>>;
 
 impl Driver {
     /// Gives a container devices of a resource: holds them, carves what is carved on demand, and says
@@ -87,13 +100,21 @@ impl Driver {
         Ok(())
     }
 
+    /// The containers of claims, as the kubelet last listed them.
+    pub fn claim_containers(&self) -> ClaimContainers {
+        self.claim_containers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Compares the records with what the kubelet lists: takes up what it gave out without us, notes the
     /// names of containers, and lets go of what has ended.
     pub async fn release_ended(self: &Arc<Self>) {
         let _turn = self.comparing.lock().await;
         let asked = Instant::now();
         let listed = match self.pods.list().await {
-            Ok(listed) => listed,
+            Ok(Listed { devices, claims }) => {
+                *self.claim_containers.lock().unwrap_or_else(PoisonError::into_inner) = claims;
+                devices
+            }
             Err(error) => {
                 tracing::debug!(error, "containers are not known");
                 return;
@@ -114,7 +135,10 @@ impl Driver {
             // Given out while this waited for its turn, it was not to be listed yet.
             let id = container.id.clone();
             let ended = move |driver: &Self| !driver.is_given_since(&id, asked);
-            match self.let_go_if(&record.plan.holder, ended).await {
+            let timed = self.metrics.unprepare(Door::DevicePlugin);
+            let released = self.let_go_if(&record.plan.holder, ended).await;
+            timed.end(outcome(&released));
+            match released {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::warn!(id = container.id, error = %error.line(), "not released yet");
@@ -124,6 +148,13 @@ impl Driver {
     }
 
     async fn hold_device(self: &Arc<Self>, resource: &str, id: &str) -> Result<(), Error> {
+        let timed = self.metrics.prepare(Door::DevicePlugin);
+        let held = self.try_hold_device(resource, id).await;
+        timed.end(outcome(&held));
+        held
+    }
+
+    async fn try_hold_device(self: &Arc<Self>, resource: &str, id: &str) -> Result<(), Error> {
         let work = self.begin()?;
         let allocation = self.allocation(resource, id)?;
         self.note_given(id);

@@ -3,6 +3,7 @@
 use crate::{
     cluster,
     driver::machine::Missing,
+    metrics::Outcome,
     model::{claim, plan, takeover},
     node::{host, nvml, store},
 };
@@ -112,5 +113,16 @@ impl Error {
 impl From<nvml::Error> for Error {
     fn from(error: nvml::Error) -> Self {
         if error.driver_gone() { Self::Unloaded(error) } else { Self::Nvml(error) }
+    }
+}
+
+/// How work went, for its metrics: refused is what was not begun.
+pub(super) fn outcome<T>(done: &Result<T, Error>) -> Outcome {
+    match done {
+        Ok(_) => Outcome::Ok,
+        Err(Error::Claim(_) | Error::Refusal(_) | Error::Resource { .. } | Error::HandingOver) => {
+            Outcome::Refused
+        }
+        Err(_) => Outcome::Failed,
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 use super::Driver;
-use crate::{cluster::evict::Eviction, model::holder::ContainerName};
+use crate::{cluster::evict::Eviction, metrics::Outcome, model::holder::ContainerName};
 
 /// How soon an eviction is tried again that a disruption budget did not allow.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -38,6 +38,7 @@ impl Driver {
     async fn evict(&self, namespace: &str, pod: &str, why: &str) -> bool {
         match self.cluster.evict(namespace, pod, &self.node).await {
             Ok(Eviction::Begun) => {
+                self.metrics.evicted(Outcome::Ok);
                 let note = format!("pod `{namespace}/{pod}` is evicted: {why}");
                 tracing::warn!("{note}");
                 self.events.warn_node("PodEvicted", &note);
@@ -45,6 +46,7 @@ impl Driver {
             }
             Ok(Eviction::Gone) => true,
             Err(error) => {
+                self.metrics.evicted(Outcome::Refused);
                 let note = format!("pod `{namespace}/{pod}` is not evicted yet: {error}");
                 tracing::warn!("{note}");
                 self.events.warn_node("PodNotEvicted", &note);

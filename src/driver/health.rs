@@ -16,7 +16,7 @@ use crate::model::{
     health::{Evicted, Finding, Findings, Health, Readings, Severity, Sign},
     record::Record,
 };
-use crate::node::store::Kept;
+use crate::{metrics::Recovered, node::store::Kept};
 
 /// What watching over health is given to work with.
 pub struct HealthParts {
@@ -135,6 +135,10 @@ impl Driver {
 
     fn sense_at(&self, gpu: &Gpu, sign: &Sign, at: Timestamp, log_read: Duration) {
         tracing::info!(gpu = gpu.index, ?sign, "sign");
+        if let Sign::Xid { code, .. } = sign {
+            self.metrics.xid(gpu.index, &gpu.uuid, *code);
+            self.note_xid(&gpu.uuid, *code, at);
+        }
         let mut again = false;
         let sense = |health: &mut Health| again = health.sign(gpu, sign, at).read_again;
         self.change_kept(sense, log_read);
@@ -188,6 +192,7 @@ impl Driver {
                 self.tell_claims(&records, gpu, finding);
             }
             if new.is_empty() {
+                self.metrics.recovered(Recovered::Gpu);
                 let ended: Vec<_> = old.iter().map(|old| old.reason.as_str()).collect();
                 let note = format!("{name} is healthy again: {} has ended", ended.join(", "));
                 tracing::info!("{note}");

@@ -20,6 +20,7 @@ use tokio::{
 
 use super::locks::{Guard, Locks};
 use crate::{
+    metrics::Metrics,
     model::{
         cdi::HostFiles,
         gpu::{DriverVersions, Gpu, GpuInstance, GpuUuid, Inventory, Mig, Unreadable},
@@ -90,11 +91,13 @@ enum Reading {
 impl Machine {
     /// Nothing is loaded yet. `path` names the library; else the driver root and the dynamic linker
     /// are asked.
-    pub fn new(path: Option<PathBuf>, host: Host) -> Self {
+    pub fn new(path: Option<PathBuf>, host: Host, metrics: Metrics) -> Self {
+        let calls = Calls::default();
+        calls.observed_by(move |function, took| metrics.nvml_called(function, took));
         Self {
             path,
             host,
-            calls: Calls::default(),
+            calls,
             nvml: RwLock::default(),
             old: RwLock::default(),
             files: RwLock::default(),

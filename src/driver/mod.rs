@@ -32,7 +32,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use containers::PodResources;
+pub use containers::{ClaimContainers, Listed, PodResources};
 pub use error::Error;
 pub use health::HealthParts;
 use k8s_openapi::jiff::Timestamp;
@@ -46,6 +46,7 @@ use tokio::{
 use self::{ledger::Ledger, locks::Locks, machine::Machine, offer::Offers};
 use crate::{
     cluster::{Cluster, events::Events},
+    metrics::Metrics,
     model::{
         claim::{AllocationResult, ClaimRef},
         device,
@@ -53,6 +54,7 @@ use crate::{
         plugin::config::{Config, DeviceRef},
         record::Record,
         sample::Samples,
+        series::GpuHistory,
     },
     node::{lock, store::Store},
 };
@@ -90,6 +92,8 @@ pub struct Parts {
     pub plugin: PluginParts,
     /// What is known of the GPUs' health, and what follows from it.
     pub health: HealthParts,
+    /// Where it counts what it does.
+    pub metrics: Metrics,
 }
 
 /// What the device plugin is given to work with.
@@ -139,6 +143,9 @@ pub struct Driver {
     given_at: Mutex<BTreeMap<String, Instant>>,
     health: health::Watch,
     samples: std::sync::RwLock<Arc<Samples>>,
+    history: Mutex<BTreeMap<GpuUuid, GpuHistory>>,
+    claim_containers: Mutex<ClaimContainers>,
+    metrics: Metrics,
 }
 
 /// A prepared device, as the kubelet is told.
@@ -174,11 +181,15 @@ impl Driver {
             pods,
             plugin: PluginParts { config: plugin, on_demand, split },
             health,
+            metrics,
         } = parts;
         Self {
             node,
             health: health::Watch::new(health, &boot_id),
             samples: std::sync::RwLock::default(),
+            history: Mutex::default(),
+            claim_containers: Mutex::default(),
+            metrics,
             boot_id,
             hook,
             machine,
@@ -290,6 +301,14 @@ impl Driver {
             done
         });
         done.await.unwrap_or_else(|panic: JoinError| Err(Error::Panic(panic.to_string())))
+    }
+
+    /// Waits for the locks of GPUs, and counts how long that takes.
+    async fn lock_gpus(&self, gpus: &BTreeSet<GpuUuid>) -> Vec<locks::Guard> {
+        let begun = Instant::now();
+        let guards = self.machine.locks.lock_gpus(gpus).await;
+        self.metrics.gpu_lock_waited(begun.elapsed());
+        guards
     }
 
     /// Why a claim waits, for the answer that is given before the kubelet's deadline.

@@ -125,11 +125,13 @@ impl Driver {
         if let Some(half) = mig.and_then(|mig| mig.instance(profile, placement)) {
             nvml.destroy(gpu, half).map_err(|error| failed(device, error.to_string()))?;
             self.machine.remove_instance(&gpu.uuid, half.id);
+            self.count_destroyed(gpu, half);
         }
         let profile = mig.and_then(|mig| mig.profile(profile)).ok_or_else(|| gone(device))?;
         let carved = nvml.carve(gpu, profile, placement);
         let carved = carved.map_err(|error| failed_call(device, error, "carve"))?;
         self.machine.add_instance(&gpu.uuid, carved.clone());
+        self.metrics.carved(&profile.name);
         live_in(&carved).ok_or_else(|| gone(device))
     }
 

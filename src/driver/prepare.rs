@@ -9,10 +9,13 @@ use std::{
 };
 
 use super::{
-    Answer, Driver, Error, NAME, Work, now,
+    Answer, Driver, Error, NAME, Work,
+    error::outcome,
+    now,
     obtain::{failed, gone, live},
 };
 use crate::{
+    metrics::Door,
     model::{
         claim::{Allocation, ClaimRef},
         device::{self, Target},
@@ -54,6 +57,13 @@ impl Driver {
     /// # Errors
     /// Nothing of the claim is left on the machine then, or its record says what is.
     pub async fn prepare(self: &Arc<Self>, claim: &ClaimRef) -> Result<Vec<Answer>, Error> {
+        let timed = self.metrics.prepare(Door::Dra);
+        let prepared = self.prepare_claim(claim).await;
+        timed.end(outcome(&prepared));
+        prepared
+    }
+
+    async fn prepare_claim(self: &Arc<Self>, claim: &ClaimRef) -> Result<Vec<Answer>, Error> {
         let work = self.begin()?;
         let object = self.cluster.claim(claim).await?;
         let allocation = Allocation::of(&object, NAME, &self.node)?;
@@ -85,7 +95,7 @@ impl Driver {
         let holder = allocation.holder.clone();
         let turn = self.claims.lock(holder.key()).await;
         let gpus = self.gpus_of(&allocation.results, self.ledger.get(holder.key()).as_ref());
-        let guards = self.machine.locks.lock_gpus(&gpus).await;
+        let guards = self.lock_gpus(&gpus).await;
 
         let cancelled = Cancelled::default();
         let mut waiting = Waiting { holder, cancelled: cancelled.clone(), done: false };

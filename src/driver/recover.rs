@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Driver, Error, undo::made_on};
 use crate::{
+    metrics::Recovered,
     model::{
         cdi::ClaimDevice,
         device::Target,
@@ -34,12 +35,16 @@ impl Driver {
         let Some(turn) = self.claims.try_lock(key) else { return Ok(()) };
         let Some(record) = self.ledger.get(key) else { return Ok(()) };
         let gpus = made_on(&record);
-        let guards = self.machine.locks.lock_gpus(&gpus).await;
+        let guards = self.lock_gpus(&gpus).await;
         self.off_thread(move |driver| {
             let _held = (turn, guards);
             let _files = driver.lock_files(&gpus)?;
             match &record.state {
-                State::Preparing => driver.undo(&record),
+                State::Preparing => {
+                    driver.undo(&record)?;
+                    driver.metrics.recovered(Recovered::Record);
+                    Ok(())
+                }
                 State::Prepared { .. } if record.boot_id != driver.boot_id => Ok(()),
                 State::Prepared { devices } => driver.restore_spec(&record, devices),
             }

@@ -16,7 +16,7 @@ impl Driver {
         let uuid = self.find_gpu(which)?;
         let refused = |reason: String| Error::Release { gpu: self.gpu_name(&uuid), reason };
         let gpus = BTreeSet::from([uuid.clone()]);
-        let _guard = self.machine.locks.lock_gpus(&gpus).await;
+        let _guard = self.lock_gpus(&gpus).await;
         if self.machine.is_released(&uuid) {
             return Err(refused("it is released already".to_owned()));
         }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use k8s_openapi::jiff::Timestamp;
 use tokio::{
     sync::Mutex,
     task::spawn_blocking,
@@ -16,7 +17,9 @@ use super::Driver;
 use crate::{
     model::{
         gpu::{Gpu, GpuUuid},
+        health::xid_name,
         sample::{Samples, Taken},
+        series::{GpuEvents, GpuHistory, LastXid, Options},
     },
     node::nvml::Gpm,
 };
@@ -58,6 +61,9 @@ impl Driver {
                 let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
                 let at = since.unwrap_or_default().as_secs_f64();
                 let taken = Taken { at, sample: Arc::new(sample) };
+                if let Some(reasons) = taken.sample.clocks_event_reasons {
+                    self.note(&uuid, |history| history.clock_events(at, reasons));
+                }
                 self.change_samples(|samples| drop(samples.0.insert(uuid, taken)));
             }
             Ok(Err(error)) => {
@@ -66,6 +72,23 @@ impl Driver {
             }
             Err(panic) => tracing::error!(%uuid, %panic, "not looked at"),
         }
+    }
+
+    /// Notes an XID, for those who count them.
+    pub(super) fn note_xid(&self, gpu: &GpuUuid, code: u32, at: Timestamp) {
+        let xid = LastXid { code, message: xid_name(code) };
+        self.note(gpu, |history| history.xid(at.as_millisecond() as f64 / 1e3, xid));
+    }
+
+    /// What happened to the GPUs, counted in the windows of the options.
+    pub fn gpu_events(&self, now: f64, options: &Options) -> BTreeMap<GpuUuid, GpuEvents> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.iter().map(|(uuid, history)| (uuid.clone(), history.events(now, options))).collect()
+    }
+
+    fn note(&self, gpu: &GpuUuid, what: impl FnOnce(&mut GpuHistory)) {
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        what(history.entry(gpu.clone()).or_default());
     }
 
     fn change_samples(&self, change: impl FnOnce(&mut Samples)) {

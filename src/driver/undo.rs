@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Driver, Error};
+use super::{Driver, Error, error::outcome};
 use crate::{
+    metrics::Door,
     model::{
         claim::ClaimRef,
         device::Target,
@@ -24,13 +25,21 @@ use crate::{
 const TEARDOWN: Duration = Duration::from_secs(10);
 
 impl Driver {
+    pub(super) fn count_destroyed(&self, gpu: &Gpu, instance: &GpuInstance) {
+        let profile = gpu.mig.as_ref().and_then(|mig| mig.profile(instance.profile));
+        self.metrics.destroyed(profile.map_or("unknown", |profile| &profile.name));
+    }
+
     /// Takes away what was made for a claim. A claim that is not known is no error, and no API server
     /// is asked: the claim may be gone.
     ///
     /// # Errors
     /// Its record stays then, so that the next call goes on.
     pub async fn unprepare(self: &Arc<Self>, claim: &ClaimRef) -> Result<(), Error> {
-        self.let_go(&Holder::Claim(claim.clone())).await
+        let timed = self.metrics.unprepare(Door::Dra);
+        let released = self.let_go(&Holder::Claim(claim.clone())).await;
+        timed.end(outcome(&released));
+        released
     }
 
     /// Takes away what was made for a holder.
@@ -51,7 +60,7 @@ impl Driver {
         }
         let record = self.ledger.get(holder.key());
         let gpus = record.as_ref().map(made_on).unwrap_or_default();
-        let guards = self.machine.locks.lock_gpus(&gpus).await;
+        let guards = self.lock_gpus(&gpus).await;
         let holder = holder.clone();
         self.off_thread(move |driver| {
             let _held = (work, turn, guards);
@@ -157,6 +166,7 @@ impl Driver {
         let destroyed = self.destroy_when_idle(nvml, gpu, instance);
         if destroyed.is_ok() {
             self.machine.remove_instance(&gpu.uuid, instance.id);
+            self.count_destroyed(gpu, instance);
         }
         destroyed.map_err(|error| {
             if error.driver_gone() {

@@ -8,10 +8,10 @@ use tonic::Request;
 
 use super::probe;
 use crate::{
-    driver,
+    driver::{self, ClaimContainers, Listed},
     model::holder::{Container, ContainerName},
     proto::podresources::{
-        ListPodResourcesRequest, PodResources as Listed,
+        ContainerResources, ListPodResourcesRequest, PodResources as Pod,
         pod_resources_lister_client::PodResourcesListerClient,
     },
 };
@@ -32,7 +32,7 @@ pub struct PodResources {
 }
 
 impl PodResources {
-    async fn ask(&self) -> Result<Vec<Container>, String> {
+    async fn ask(&self) -> Result<Listed, String> {
         let channel =
             probe::connect(self.socket.clone()).await.map_err(|error| error.to_string())?;
         let mut client = PodResourcesListerClient::new(channel).max_decoding_message_size(LONGEST);
@@ -44,12 +44,16 @@ impl PodResources {
         {
             return Err("the kubelet does not list this agent's own pod yet".to_owned());
         }
-        Ok(pods.iter().flat_map(containers).collect())
+        let mut claims = ClaimContainers::new();
+        for (claim, name) in pods.iter().flat_map(claims_of) {
+            claims.entry(claim).or_default().push(name);
+        }
+        Ok(Listed { devices: pods.iter().flat_map(containers).collect(), claims })
     }
 }
 
 impl driver::PodResources for PodResources {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Container>, String>> {
+    fn list(&self) -> BoxFuture<'_, Result<Listed, String>> {
         async {
             let late = || format!("not answered within {} s", PATIENCE.as_secs());
             let listed = timeout(PATIENCE, self.ask()).await.unwrap_or_else(|_| Err(late()));
@@ -59,13 +63,30 @@ impl driver::PodResources for PodResources {
     }
 }
 
-fn containers(pod: &Listed) -> impl Iterator<Item = Container> {
+/// Namespace and name of each claim of a pod's containers, and the container.
+fn claims_of(pod: &Pod) -> impl Iterator<Item = ((String, String), ContainerName)> {
     pod.containers.iter().flat_map(move |container| {
-        let name = ContainerName {
-            namespace: pod.namespace.clone(),
-            pod: pod.name.clone(),
-            container: container.name.clone(),
-        };
+        let ours = container.dynamic_resources.iter().filter(|claim| {
+            claim.claim_resources.iter().any(|resource| resource.driver_name == driver::NAME)
+        });
+        ours.map(move |claim| {
+            let key = (claim.claim_namespace.clone(), claim.claim_name.clone());
+            (key, name_of(pod, container))
+        })
+    })
+}
+
+fn name_of(pod: &Pod, container: &ContainerResources) -> ContainerName {
+    ContainerName {
+        namespace: pod.namespace.clone(),
+        pod: pod.name.clone(),
+        container: container.name.clone(),
+    }
+}
+
+fn containers(pod: &Pod) -> impl Iterator<Item = Container> {
+    pod.containers.iter().flat_map(move |container| {
+        let name = name_of(pod, container);
         container.devices.iter().flat_map(move |devices| {
             let name = name.clone();
             devices.device_ids.iter().map(move |id| Container {

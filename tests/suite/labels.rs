@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc, time::Duration};
 use kerf::{
     cli::labels::{LabelArgs, keep_labels},
     driver::machine::Machine,
+    metrics::Metrics,
     model::plugin::config::{
         Config, IdStrategy, ListStrategy, MigStrategy, Names, Replicated, SharedDevices,
         SharedPolicy, Sharing,
@@ -52,7 +53,7 @@ impl Rig {
             proc_root: hardware.proc_root(),
             sys_root: hardware.sys_root(),
         };
-        let machine = Arc::new(Machine::new(Some(hardware.library()), host));
+        let machine = Arc::new(Machine::new(Some(hardware.library()), host, Metrics::default()));
         let file = dir.path().join("gfd");
         let config = watch::Sender::new(None);
         let args = LabelArgs {

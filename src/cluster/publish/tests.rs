@@ -41,6 +41,7 @@ impl Bench {
         let (known_there, known) = watch::channel(None);
         let publisher = Publisher {
             converger: Converger::new(cluster.clone(), settings()),
+            metrics: Metrics::default(),
             events: Events::start(cluster.clone(), settings()),
             cluster,
             settings: settings(),

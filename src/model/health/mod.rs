@@ -19,7 +19,7 @@ mod xids;
 pub use finding::{Class, Evicted, Extent, Finding, Findings, Severity};
 pub use node::{Health, Saved, Seen, VERSION};
 pub use policy::{Policy, UnknownWord};
-pub use rules::{reading_table, xid_table};
+pub use rules::{reading_table, xid_name, xid_table};
 pub use sign::{
     Answer, Attribution, FabricHealth, LinkSeverity, Notice, Readings, Remapping, Sign,
 };

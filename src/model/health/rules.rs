@@ -134,6 +134,11 @@ pub(super) fn of(code: u32, fatal: Option<bool>, before_ampere: bool) -> &'stati
     xids::RULES.iter().find(named).unwrap_or(&UNKNOWN)
 }
 
+/// What an XID stands for, in one line.
+pub fn xid_name(code: u32) -> String {
+    of(code, None, false).message(code)
+}
+
 /// The codes that are nothing unless an operator wants them.
 pub(super) fn of_applications() -> impl Iterator<Item = u32> {
     let rules = xids::RULES.iter().filter(|rule| rule.verdict == Verdict::Event);

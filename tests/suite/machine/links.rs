@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kerf::{
     driver::machine::Machine,
+    metrics::Metrics,
     model::{
         gpu::{Gpu, GpuUuid},
         topology::{Link, Links, PcieLevel},
@@ -26,7 +27,7 @@ fn machine(rig: &Rig) -> Arc<Machine> {
         proc_root: simulated.proc_root(),
         sys_root: simulated.sys_root(),
     };
-    Arc::new(Machine::new(Some(simulated.library()), host))
+    Arc::new(Machine::new(Some(simulated.library()), host, Metrics::default()))
 }
 
 fn uuid(rig: &Rig, index: usize) -> GpuUuid {
