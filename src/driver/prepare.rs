@@ -113,6 +113,14 @@ impl Driver {
         let known = self.machine.inventory().gpu(uuid).is_some();
         // One that is not there at all is a matter of the plan.
         let Some(index) = self.machine.index(uuid) else { return Ok(()) };
+        if self.machine.is_released(uuid) {
+            return Err(Error::Device {
+                device: self.device_on(uuid, allocation),
+                reason: format!(
+                    "GPU {index} is released, so that it can be reset; the kubelet will ask again"
+                ),
+            });
+        }
         let (reason, lost) = match known {
             true => match self.machine.refresh(nvml, uuid) {
                 Ok(()) => return Ok(()),
