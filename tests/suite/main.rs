@@ -17,6 +17,7 @@ mod hook;
 mod labels;
 mod layers;
 mod machine;
+mod metrics;
 mod monitoring;
 mod named;
 mod plugin;
