@@ -41,3 +41,6 @@ impl Cluster {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

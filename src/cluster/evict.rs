@@ -1,7 +1,10 @@
 //! Evicting pods, through the API that honours disruption budgets.
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, EvictParams, Preconditions};
+use k8s_openapi::{
+    api::{core::v1::Pod, policy::v1::Eviction as Request},
+    apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions, Status},
+};
+use kube::api::PostParams;
 
 use crate::cluster::{Cluster, Error, answer};
 
@@ -30,14 +33,34 @@ impl Cluster {
         if runs_on.as_deref() != Some(node) || pod.metadata.deletion_timestamp.is_some() {
             return Ok(Eviction::Gone);
         }
-        let this = Preconditions { uid: pod.metadata.uid, resource_version: None };
-        let delete = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
-        let params = EvictParams { delete_options: Some(delete), ..EvictParams::default() };
+        let eviction = eviction(namespace, name, pod.metadata.uid);
         let what = || format!("evict Pod `{namespace}/{name}`");
-        match answer(what, pods.evict(name, &params)).await {
+        // kube's own call leaves out what makes sure that it is this pod.
+        let params = PostParams::default();
+        let evicted = pods.create_subresource::<_, Status>("eviction", name, &params, &eviction);
+        match answer(what, evicted).await {
             Ok(_) => Ok(Eviction::Begun),
             Err(Error::NotFound { .. }) => Ok(Eviction::Gone),
             Err(error) => Err(error),
         }
     }
 }
+
+/// Of the pod with this UID, and of no other that has its name by then.
+fn eviction(namespace: &str, name: &str, uid: Option<String>) -> Request {
+    let this = Preconditions { uid, ..Preconditions::default() };
+    Request {
+        metadata: ObjectMeta {
+            namespace: Some(namespace.to_owned()),
+            name: Some(name.to_owned()),
+            ..ObjectMeta::default()
+        },
+        delete_options: Some(DeleteOptions {
+            preconditions: Some(this),
+            ..DeleteOptions::default()
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -100,3 +100,6 @@ fn instance<'i>(target: &Target, inventory: &'i Inventory) -> Option<&'i GpuInst
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
