@@ -19,7 +19,7 @@ use super::{
     listen,
     metrics::Page,
     node::{AdoptMig, Args},
-    plugin_config, release_gpu,
+    orders, plugin_config,
     report::{Phase, Reporter},
     rescan::LOOK_FOR_DRIVER,
     standby,
@@ -37,7 +37,7 @@ use crate::{
         hook, lock,
         store::{Predecessor, SetAside, Store},
     },
-    telemetry::{http, release, status},
+    telemetry::{self, http, status},
 };
 
 /// How long work under way may take once the agent is told to end; the kubelet kills after 30 s.
@@ -217,7 +217,7 @@ impl Ready {
         // What containers have must be known before a door opens.
         driver.release_ended().await;
         self.acting.send_replace(Some(driver.clone()));
-        let release_file = self.lend_gpus(&driver)?;
+        let orders_file = self.take_orders(&driver)?;
         tracing::info!("acting on this node");
         self.reporter.enter(Phase::Acting(driver.clone()));
         let publisher = (settings, events.clone());
@@ -231,19 +231,19 @@ impl Ready {
             () = tell_claims(args, &driver) => {}
             () = lost => {
                 socket_file.leave();
-                release_file.leave();
+                orders_file.leave();
                 anyhow::bail!("another agent has taken over: this one was thought dead");
             }
         }
         Ok(())
     }
 
-    /// Answers `kerf release-gpu`.
-    fn lend_gpus(&self, driver: &Arc<Driver>) -> anyhow::Result<status::SocketFile> {
-        let socket = self.state_dir.join(release_gpu::SOCKET);
+    /// Answers `kerf release-gpu` and `kerf clear-gpu`.
+    fn take_orders(&self, driver: &Arc<Driver>) -> anyhow::Result<status::SocketFile> {
+        let socket = self.state_dir.join(orders::SOCKET);
         let (listener, file) = status::bind(&socket)
-            .with_context(|| format!("cannot bind the release socket `{}`", socket.display()))?;
-        tokio::spawn(release::serve(listener, Arc::new(release_gpu::Gpus(driver.clone()))));
+            .with_context(|| format!("cannot bind the socket for orders `{}`", socket.display()))?;
+        tokio::spawn(telemetry::orders::serve(listener, Arc::new(orders::Orders(driver.clone()))));
         Ok(file)
     }
 

@@ -2,6 +2,7 @@
 
 mod age;
 mod agent;
+pub mod clear_gpu;
 mod cut;
 mod devices;
 pub mod doors;
@@ -13,6 +14,7 @@ mod look;
 pub mod machine;
 pub mod metrics;
 pub mod node;
+mod orders;
 mod output;
 pub mod picture;
 pub mod plugin_config;
@@ -55,6 +57,8 @@ enum Command {
     Status(status::Args),
     /// Have the agent let go of a GPU, so that it can be reset.
     ReleaseGpu(release_gpu::Args),
+    /// Have the agent forget what is wrong with a GPU: of some faults only a person knows that they are over.
+    ClearGpu(clear_gpu::Args),
 }
 
 /// Runs the command line `args`, the program's name first.
@@ -66,6 +70,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Inventory(args) => inventory::run(&args, out, Style::of_stdout()),
         Command::Status(args) => status::run(&args, out, Style::of_stdout()),
         Command::ReleaseGpu(args) => release_gpu::run(&args, out),
+        Command::ClearGpu(args) => clear_gpu::run(&args, out),
     };
     outcome.unwrap_or_else(|error| {
         // Nobody is left to tell when stderr is closed.

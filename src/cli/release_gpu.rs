@@ -1,27 +1,19 @@
 //! `kerf release-gpu`: has the agent let go of a GPU, so that it can be reset.
 
-use std::{
-    io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
-    path::Path,
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::Write, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use futures::{FutureExt, future::BoxFuture};
-use tokio::{runtime, signal, time::sleep};
-
-use super::machine::MachineArgs;
-use crate::{
-    driver::Driver,
-    model::{gpu::GpuUuid, health::Finding},
-    telemetry::release::{Answer, Release},
+use tokio::{
+    runtime,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+    time::sleep,
 };
 
-/// Socket in the agent's data directory.
-pub(super) const SOCKET: &str = "release.sock";
+use super::{machine::MachineArgs, orders};
+use crate::telemetry::orders::{Answer, Order};
 
 /// Arguments of `kerf release-gpu`.
 #[derive(Debug, clap::Args)]
@@ -40,12 +32,12 @@ pub struct Args {
 /// # Errors
 /// No agent; a GPU that cannot be let go; a writer that fails.
 pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let socket = args.machine.state_dir().join(SOCKET);
-    let mut agent = Agent::connect(&socket)?;
-    let uuid = match agent.ask(&args.gpu)? {
+    let mut agent =
+        orders::Agent::connect(&args.machine).context("nothing of Kerf holds the GPU")?;
+    let uuid = match agent.order(&Order::Release(args.gpu.clone()))? {
         Answer::Released(uuid) => uuid,
         Answer::Refused(reason) => bail!("{reason}"),
-        Answer::TakenUp(_) => bail!("the agent answered something else"),
+        Answer::Served(_) => bail!("the agent answered something else"),
     };
     writeln!(
         out,
@@ -53,72 +45,25 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
          it is taken up again in {} s, or when this command ends (Ctrl-C)",
         args.gpu, args.seconds
     )?;
+    out.flush()?;
     wait(Duration::from_secs(args.seconds))?;
-    match agent.ask("")? {
-        Answer::TakenUp(findings) if findings.is_empty() => {
-            writeln!(out, "GPU {} is served again", args.gpu)?;
-        }
-        Answer::TakenUp(findings) => {
-            writeln!(out, "GPU {} is taken up again, and is not well yet:", args.gpu)?;
-            findings.iter().try_for_each(|finding| writeln!(out, "  {finding}"))?;
-        }
+    match agent.give_back()? {
+        Answer::Served(findings) => orders::served(out, &args.gpu, &findings)?,
         Answer::Released(_) | Answer::Refused(_) => bail!("the agent answered something else"),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The driver, as who asks for GPUs sees it.
-pub(super) struct Gpus(pub(super) Arc<Driver>);
-
-impl Release for Gpus {
-    fn release<'a>(&'a self, gpu: &'a str) -> BoxFuture<'a, Result<String, String>> {
-        async move {
-            let released = self.0.release_gpu(gpu).await;
-            released.map(|uuid| uuid.0).map_err(|error| error.line())
-        }
-        .boxed()
-    }
-
-    fn take_up<'a>(&'a self, uuid: &'a str) -> BoxFuture<'a, Vec<String>> {
-        async move {
-            let uuid = GpuUuid(uuid.to_owned());
-            self.0.take_up_gpu(&uuid).await;
-            self.0.findings().of_gpu(&uuid).iter().map(Finding::line).collect()
-        }
-        .boxed()
-    }
 }
 
 /// Until the time is over, or somebody says that it is.
 fn wait(time: Duration) -> anyhow::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut terminate = signal::unix::signal(signal::unix::SignalKind::terminate())?;
+        let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
             () = sleep(time) => {}
-            told = signal::ctrl_c() => told?,
+            told = ctrl_c() => told?,
             _ = terminate.recv() => {}
         }
         Ok(())
     })
-}
-
-struct Agent {
-    stream: BufReader<UnixStream>,
-}
-
-impl Agent {
-    fn connect(socket: &Path) -> anyhow::Result<Self> {
-        let stream = UnixStream::connect(socket).with_context(|| {
-            format!("no agent answers on `{}`; nothing holds the GPU then", socket.display())
-        })?;
-        Ok(Self { stream: BufReader::new(stream) })
-    }
-
-    fn ask(&mut self, line: &str) -> anyhow::Result<Answer> {
-        self.stream.get_mut().write_all(format!("{line}\n").as_bytes())?;
-        let mut answer = String::new();
-        self.stream.read_line(&mut answer).context("the agent went away")?;
-        serde_json::from_str(&answer).context("the agent went away")
-    }
 }

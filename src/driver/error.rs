@@ -53,9 +53,9 @@ pub enum Error {
     /// A record or CDI file could not be written.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// A GPU cannot be let go for a reset.
-    #[error("{gpu} cannot be released: {reason}")]
-    Release {
+    /// What an operator wants done with a GPU cannot be done.
+    #[error("{gpu}: {reason}")]
+    Order {
         /// As people know it.
         gpu: String,
         /// Why, and what to do.

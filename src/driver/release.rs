@@ -1,4 +1,4 @@
-//! `kerf release-gpu`: a GPU is let go for a reset, and taken up again.
+//! Orders for single GPUs: one is let go for a reset and taken up again, or called well by a person.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -14,7 +14,7 @@ impl Driver {
     /// No such GPU; one that is held; calls on it that do not come back. Nothing has changed then.
     pub async fn release_gpu(self: &Arc<Self>, which: &str) -> Result<GpuUuid, Error> {
         let uuid = self.find_gpu(which)?;
-        let refused = |reason: String| Error::Release { gpu: self.gpu_name(&uuid), reason };
+        let refused = |reason: String| Error::Order { gpu: self.gpu_name(&uuid), reason };
         let gpus = BTreeSet::from([uuid.clone()]);
         let _guard = self.lock_gpus(&gpus).await;
         if self.machine.is_released(&uuid) {
@@ -26,7 +26,10 @@ impl Driver {
             .into_iter()
             .find(|record| record.held().any(|held| *held.target.gpu() == uuid));
         if let Some(record) = held {
-            return Err(refused(format!("{} holds it; delete its pods first", record.plan.holder)));
+            return Err(refused(format!(
+                "cannot be released: {} holds it; delete its pods first",
+                record.plan.holder
+            )));
         }
         self.machine.release(&uuid).await.map_err(refused)?;
         tracing::info!(%uuid, "released");
@@ -41,6 +44,18 @@ impl Driver {
         self.read_health_of(uuid).await;
     }
 
+    /// Forgets what is wrong with a GPU: a person says that it is well. What its readings show is found again.
+    ///
+    /// # Errors
+    /// No such GPU.
+    pub async fn clear_gpu(self: &Arc<Self>, which: &str) -> Result<GpuUuid, Error> {
+        let uuid = self.find_gpu(which)?;
+        tracing::info!(%uuid, "cleared by hand");
+        self.change_health(|health| health.cleared(&uuid, Timestamp::now()));
+        self.read_health_of(&uuid).await;
+        Ok(uuid)
+    }
+
     fn find_gpu(&self, which: &str) -> Result<GpuUuid, Error> {
         let inventory = self.machine.inventory();
         let index = which.parse::<u32>().ok();
@@ -51,11 +66,11 @@ impl Driver {
         };
         match answering.chain(silent).find(named) {
             Some((_, Some(uuid))) => Ok(uuid.clone()),
-            Some((_, None)) => Err(Error::Release {
+            Some((_, None)) => Err(Error::Order {
                 gpu: format!("GPU {which}"),
                 reason: "it has never said its UUID, so it is not in use".to_owned(),
             }),
-            None => Err(Error::Release {
+            None => Err(Error::Order {
                 gpu: format!("GPU `{which}`"),
                 reason: "there is none; `kerf inventory` lists indices and UUIDs".to_owned(),
             }),

@@ -1,5 +1,5 @@
 //! What the agent says about itself: over HTTP to probes and Prometheus, over a socket to `kerf status`.
 
 pub mod http;
-pub mod release;
+pub mod orders;
 pub mod status;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Runs a subcommand with the flags that say where the machine is, and no environment.
-fn kerf(testbed: &Testbed, arguments: &[&str]) -> Output {
+pub(crate) fn kerf(testbed: &Testbed, arguments: &[&str]) -> Output {
     let machine = &testbed.machine;
     let paths = [
         ("--nvml-library", machine.library()),
@@ -33,14 +33,14 @@ fn kerf(testbed: &Testbed, arguments: &[&str]) -> Output {
 }
 
 /// What it prints when all is well.
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(output.status.success(), "{text}{}", complaint(output));
     text
 }
 
 /// What it says when it is not.
-fn complaint(output: &Output) -> String {
+pub(crate) fn complaint(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 

@@ -14,7 +14,7 @@ use kerf::{
         status::GpuStatus,
     },
     node::store::write_atomic,
-    telemetry::release::Answer,
+    telemetry::orders::{Answer, Order},
 };
 use kerf_nvml::{Effect, Fault, Model, NodeDescription};
 use kerf_testbed::{
@@ -28,6 +28,7 @@ use tokio::{
 
 use crate::{
     claims::{prepare, unprepare},
+    commands::{complaint, kerf, text},
     given,
 };
 
@@ -293,9 +294,10 @@ struct Release {
 
 impl Release {
     async fn ask(testbed: &Testbed, gpu: &str) -> Self {
-        let stream = UnixStream::connect(testbed.state_dir().join("release.sock")).await.unwrap();
+        let stream = UnixStream::connect(testbed.state_dir().join("orders.sock")).await.unwrap();
         let mut stream = BufReader::new(stream);
-        stream.write_all(format!("{gpu}\n").as_bytes()).await.unwrap();
+        let order = serde_json::to_string(&Order::Release(gpu.to_owned())).unwrap();
+        stream.write_all(format!("{order}\n").as_bytes()).await.unwrap();
         let answer = Self::read(&mut stream).await;
         Self { stream, answer }
     }
@@ -309,7 +311,7 @@ impl Release {
     /// Gives the GPU back.
     async fn end(mut self) {
         self.stream.write_all(b"\n").await.unwrap();
-        assert!(matches!(Self::read(&mut self.stream).await, Answer::TakenUp(_)));
+        assert!(matches!(Self::read(&mut self.stream).await, Answer::Served(_)));
     }
 }
 
@@ -426,4 +428,27 @@ async fn words_that_no_list_of_errors_has_are_refused_by_name() {
     });
     let refusal = refusal.await;
     assert!(refusal.contains("`DP_DISABLE_HEALTHCHECKS` has `everything`"), "{refusal}");
+}
+
+/// Of a worn InfoROM nothing tells that it is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_release_and_clear_gpus() {
+    let testbed = node(Model::L4, 2).start().await.unwrap();
+    testbed.published().await;
+    testbed.machine.xid(0, 93, None, None).unwrap();
+    tainted(&testbed, |taints| taints.contains_key("gpu-0")).await;
+    let uuid = testbed.machine.snapshot().unwrap().gpus[0].uuid.clone();
+    let released = text(&kerf(&testbed, &["release-gpu", "0", "--for", "0"]));
+    let expected = format!(
+        "GPU 0 ({uuid}) is released: reset it now, as with `nvidia-smi --gpu-reset -i {uuid}`\n\
+         it is taken up again in 0 s, or when this command ends (Ctrl-C)\n\
+         GPU 0 is not well:\n  InfoROM worn or not accessible (XID 93); contact support\n"
+    );
+    assert_eq!(released, expected);
+    let cleared = text(&kerf(&testbed, &["clear-gpu", &uuid]));
+    assert_eq!(cleared, format!("GPU {uuid} is served, and nothing is wrong with it\n"));
+    none_tainted(&testbed).await;
+    let none = kerf(&testbed, &["clear-gpu", "7"]);
+    let expected = "kerf: GPU `7`: there is none; `kerf inventory` lists indices and UUIDs\n";
+    assert_eq!((none.status.code(), complaint(&none)), (Some(1), expected.to_owned()));
 }
