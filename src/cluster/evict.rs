@@ -1,7 +1,10 @@
 //! Evicting pods, through the API that honours disruption budgets.
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, EvictParams, Preconditions};
+use kube::{
+    Api,
+    api::{DeleteParams, EvictParams, Preconditions},
+};
 
 use crate::cluster::{Cluster, Error, answer};
 
@@ -34,6 +37,8 @@ impl Cluster {
         let delete = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
         let params = EvictParams { delete_options: Some(delete), ..EvictParams::default() };
         let what = || format!("evict Pod `{namespace}/{name}`");
+        // A budget that does not allow it is told as too many requests, to be tried again in 10 s.
+        let pods = Api::<Pod>::namespaced(self.once.clone(), namespace);
         match answer(what, pods.evict(name, &params)).await {
             Ok(_) => Ok(Eviction::Begun),
             Err(Error::NotFound { .. }) => Ok(Eviction::Gone),
