@@ -1,6 +1,7 @@
 //! What is wrong with a GPU outlives the agent that found it.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     path::PathBuf,
     process::{Child, Stdio},
@@ -39,22 +40,34 @@ pub(super) fn a_taint_outlives_the_agent(cluster: &mut Cluster) -> anyhow::Resul
         let later = ward.gpu_at(FAILS_LATER)?;
         later.makes_no_progress()?;
         wait::until("the new agent's slices", || {
-            let all = watch.seen()?;
-            Ok(all
-                .iter()
-                .any(|((node, device), taints)| later.has(node, device) && !taints.is_empty()))
+            let seen = watch.seen()?;
+            let mut devices = seen.iter().flat_map(|version| &version.devices);
+            Ok(devices.any(|((node, device), has)| later.has(node, device) && !has.is_empty()))
         })?;
         stays_tainted(&gpu, &taints, &watch.seen()?)
     })
 }
 
-/// Whether no version of any slice had a device of the GPU without its taint.
-fn stays_tainted(gpu: &Gpu<'_>, taints: &[String], seen: &[Tainted]) -> anyhow::Result<()> {
-    let mut own = seen.iter().filter(|((node, device), _)| gpu.has(node, device)).peekable();
-    ensure!(own.peek().is_some(), "the watch saw none of its devices");
-    let free = own.find(|(_, has)| has != taints);
-    ensure!(free.is_none(), "a device was published without its taint: {free:?}");
+/// Fails if a version of a slice had a device of the GPU without these taints, or not all that it had at first.
+fn stays_tainted(gpu: &Gpu<'_>, taints: &[String], seen: &[Version]) -> anyhow::Result<()> {
+    let mut at_first: BTreeMap<&str, Vec<&Tainted>> = BTreeMap::new();
+    for Version { slice, devices } in seen {
+        let own = devices.iter().filter(|((node, device), _)| gpu.has(node, device));
+        let mut own: Vec<_> = own.collect();
+        own.sort();
+        let free = own.iter().find(|(_, has)| has != taints);
+        ensure!(free.is_none(), "a device was published without its taint: {free:?}");
+        let first = at_first.entry(slice).or_insert_with(|| own.clone());
+        ensure!(*first == own, "slice {slice} had {first:?}, and then {own:?}");
+    }
+    ensure!(at_first.values().any(|own| !own.is_empty()), "the watch saw none of its devices");
     Ok(())
+}
+
+/// What a slice was at some time.
+struct Version {
+    slice: String,
+    devices: Vec<Tainted>,
 }
 
 /// All versions of all slices from now on.
@@ -75,14 +88,16 @@ impl Watch {
         Ok(watch)
     }
 
-    /// The devices of all versions so far. No slice has gone.
-    fn seen(&self) -> anyhow::Result<Vec<Tainted>> {
+    /// All versions so far. No slice has gone.
+    fn seen(&self) -> anyhow::Result<Vec<Version>> {
         let text = fs::read_to_string(&self.printed)?;
         let mut seen = Vec::new();
         // The last may be half written.
         for event in Deserializer::from_str(&text).into_iter::<Value>().map_while(Result::ok) {
             ensure!(event["type"] != "DELETED", "a slice was deleted: {event}");
-            seen.extend(tainted(&event["object"]));
+            let slice = event["object"]["metadata"]["name"].as_str();
+            let slice = slice.context("a slice has a name")?.to_owned();
+            seen.push(Version { slice, devices: tainted(&event["object"]) });
         }
         Ok(seen)
     }
