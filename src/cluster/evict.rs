@@ -4,7 +4,7 @@ use k8s_openapi::{
     api::{core::v1::Pod, policy::v1::Eviction as Request},
     apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions, Status},
 };
-use kube::api::PostParams;
+use kube::{Api, api::PostParams};
 
 use crate::cluster::{Cluster, Error, answer};
 
@@ -35,7 +35,9 @@ impl Cluster {
         }
         let eviction = eviction(namespace, name, pod.metadata.uid);
         let what = || format!("evict Pod `{namespace}/{name}`");
-        // kube's own call leaves out what makes sure that it is this pod.
+        // A budget that does not allow it is told as too many requests, to be tried again in 10 s. kube's own
+        // call leaves out what makes sure that it is this pod.
+        let pods = Api::<Pod>::namespaced(self.once.clone(), namespace);
         let params = PostParams::default();
         let evicted = pods.create_subresource::<_, Status>("eviction", name, &params, &eviction);
         match answer(what, evicted).await {

@@ -51,6 +51,8 @@ pub struct PublishSettings {
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
+    /// Takes "too many requests" for an answer, and does not ask again when the server says to.
+    once: Client,
 }
 
 impl Cluster {
@@ -66,13 +68,16 @@ impl Cluster {
         let agent = concat!("kerf/", env!("CARGO_PKG_VERSION"));
         let agent = http::HeaderValue::from_static(agent);
         config.headers.push((http::header::USER_AGENT, agent));
-        let client = Client::try_from(config).map_err(|error| Error::connect("client", &error))?;
-        Ok(Self::new(client))
+        let client =
+            |config| Client::try_from(config).map_err(|error| Error::connect("client", &error));
+        let all = client(config.clone())?;
+        config.default_retry = false;
+        Ok(Self { client: all, once: client(config)? })
     }
 
     /// Uses this client.
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self { once: client.clone(), client }
     }
 
     fn all<K>(&self) -> Api<K>

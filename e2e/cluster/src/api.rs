@@ -93,6 +93,19 @@ impl Cluster {
         })
     }
 
+    /// Waits until so many pods of a Deployment are available.
+    pub(crate) fn available(&self, deployment: &str, pods: u32) -> anyhow::Result<()> {
+        wait::until(&format!("{pods} pods of {deployment} to be available"), || {
+            let deployment = self.get(&["deployment", deployment])?;
+            Ok(deployment["status"]["availableReplicas"] == pods)
+        })
+    }
+
+    /// The pods of a Deployment, those that end included.
+    pub(crate) fn pods_of(&self, deployment: &str) -> anyhow::Result<Vec<Value>> {
+        self.list(&["pods", &format!("--selector=app={deployment}")])
+    }
+
     /// Takes a pod away, and waits until it is gone.
     pub(crate) fn delete_pods(&self, pods: &[&str]) -> anyhow::Result<()> {
         self.kubectl(&[&["delete", "pod"], pods, &["--grace-period=1"]].concat()).map(drop)

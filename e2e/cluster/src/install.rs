@@ -36,6 +36,7 @@ pub(crate) fn values(cluster: &Cluster) -> anyhow::Result<PathBuf> {
     let env = [
         ("PROC_ROOT", format!("{simulated}/proc")),
         ("SYS_ROOT", format!("{simulated}/sys")),
+        ("KERNEL_LOG", format!("{simulated}/kmsg")),
         ("KERF_NVML_MACHINE", simulated),
     ];
     let env: Vec<_> =

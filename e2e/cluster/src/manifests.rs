@@ -90,6 +90,19 @@ pub(crate) fn extended(name: &str, resources: &[(&str, u32)]) -> Value {
     })
 }
 
+/// Keeps so many of a pod running; they are labelled `app` with its name.
+pub(crate) fn deployment(name: &str, replicas: u32, mut pod: Value) -> Value {
+    let mut spec = pod["spec"].take();
+    merge(&mut spec, json!({ "restartPolicy": "Always" }));
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
+        "spec": {
+            "replicas": replicas, "selector": { "matchLabels": { "app": name } },
+            "template": { "metadata": { "labels": { "app": name } }, "spec": spec },
+        },
+    })
+}
+
 /// A pod with these claims and containers.
 pub(crate) fn with_claims(name: &str, claims: Value, containers: Value) -> Value {
     json!({

@@ -127,7 +127,7 @@ fn remains(node: &Node) -> anyhow::Result<Vec<String>> {
 }
 
 /// What helps to understand a failure: pods, their events, the ends of logs.
-fn tell(cluster: &Cluster) {
+pub(crate) fn tell(cluster: &Cluster) {
     let agents = format!("--namespace={}", install::NAMESPACE);
     let looks: [&[&str]; 4] = [
         &["get", "pods,resourceclaims", "--output", "wide"],

@@ -5,6 +5,7 @@ mod allocation;
 mod both;
 mod compatibility;
 mod examples;
+mod health;
 mod installation;
 mod life;
 mod monitoring;
@@ -30,6 +31,7 @@ pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
         restarts::tests(),
         refusals::tests(),
         both::of(release),
+        health::tests(),
         scale::tests(),
         monitoring::tests(),
         installation::tests(),

@@ -104,10 +104,15 @@ fn start_pods(cluster: &Cluster) -> anyhow::Result<()> {
         template("part", devices(&[mig("part", "1g.10gb")])),
         template("half", devices(&[mig("half", "3g.40gb")])),
         template("whole", devices(&[one("gpu", "gpu.nvidia.com")])),
+        only_on(cluster.node(), extended("plugin", &[("nvidia.com/gpu", 1)])),
     ])?;
-    let claimed = ["part", "half", "whole"].map(|name| pod(name, name));
-    let all = claimed.into_iter().chain([extended("plugin", &[("nvidia.com/gpu", 1)])]);
-    cluster.apply(&all.map(|pod| only_on(cluster.node(), pod)).collect::<Vec<_>>())?;
+    // The kubelet and the scheduler may choose the same GPU at the same time.
+    wait::until("the scheduler to know what the kubelet gave out", || {
+        let slices = cluster.list(&["resourceslices"])?;
+        Ok(slices.iter().any(|slice| slice.to_string().contains("gpu.nvidia.com/device-plugin")))
+    })?;
+    let claimed = ["part", "half", "whole"].map(|name| only_on(cluster.node(), pod(name, name)));
+    cluster.apply(&claimed)?;
     cluster.running(&["part", "half", "whole", "plugin"])
 }
 

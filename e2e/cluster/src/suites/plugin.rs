@@ -15,7 +15,7 @@ use crate::{
     cluster::Cluster,
     install::{self, NAMESPACE},
     manifests::{extended, merge},
-    node::SIMULATED,
+    node::{Node, SIMULATED},
     programs, wait,
 };
 
@@ -35,17 +35,27 @@ tests!("plugin":
 
 const GPU: &str = "nvidia.com/gpu";
 
-/// How many devices of a resource the scheduler may give out on the first node.
-fn allocatable(cluster: &Cluster, resource: &str) -> anyhow::Result<u64> {
-    let node = cluster.get(&["node", &cluster.node().name])?;
+/// How many devices of a resource the scheduler may give out on a node.
+fn allocatable(cluster: &Cluster, node: &Node, resource: &str) -> anyhow::Result<u64> {
+    let node = cluster.get(&["node", &node.name])?;
     let count = node["status"]["allocatable"][resource].as_str().unwrap_or("0").parse();
     count.context("a count is a number")
 }
 
-/// Waits until the scheduler may give out so many devices of a resource.
+/// Waits until the scheduler may give out so many devices of a resource on the first node.
 pub(super) fn offers(cluster: &Cluster, resource: &str, count: u64) -> anyhow::Result<()> {
-    wait::until(&format!("{count} devices of {resource}"), || {
-        Ok(allocatable(cluster, resource)? == count)
+    offers_on(cluster, cluster.node(), resource, count)
+}
+
+/// The same on any node.
+pub(super) fn offers_on(
+    cluster: &Cluster,
+    node: &Node,
+    resource: &str,
+    count: u64,
+) -> anyhow::Result<()> {
+    wait::until(&format!("{count} devices of {resource} on {}", node.name), || {
+        Ok(allocatable(cluster, node, resource)? == count)
     })
 }
 
