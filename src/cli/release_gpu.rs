@@ -1,7 +1,7 @@
 //! `kerf release-gpu`: has the agent let go of a GPU, so that it can be reset.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::Path,
     process::ExitCode,
@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use futures::{FutureExt, future::BoxFuture};
-use tokio::{runtime, signal, time::sleep};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+    time::sleep,
+};
 
 use super::machine::MachineArgs;
 use crate::{
@@ -47,13 +51,15 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Answer::Refused(reason) => bail!("{reason}"),
         Answer::TakenUp(_) => bail!("the agent answered something else"),
     };
+    // Who reads that it is released may end this at once.
+    let end = End::new()?;
     writeln!(
         out,
         "GPU {} ({uuid}) is released: reset it now, as with `nvidia-smi --gpu-reset -i {uuid}`\n\
          it is taken up again in {} s, or when this command ends (Ctrl-C)",
         args.gpu, args.seconds
     )?;
-    wait(Duration::from_secs(args.seconds))?;
+    end.wait(Duration::from_secs(args.seconds));
     match agent.ask("")? {
         Answer::TakenUp(findings) if findings.is_empty() => {
             writeln!(out, "GPU {} is served again", args.gpu)?;
@@ -89,18 +95,33 @@ impl Release for Gpus {
     }
 }
 
-/// Until the time is over, or somebody says that it is.
-fn wait(time: Duration) -> anyhow::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut terminate = signal::unix::signal(signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            () = sleep(time) => {}
-            told = signal::ctrl_c() => told?,
-            _ = terminate.recv() => {}
-        }
-        Ok(())
-    })
+/// What ends the command early.
+struct End {
+    runtime: Runtime,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl End {
+    fn new() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        let interrupt = signal(SignalKind::interrupt())?;
+        let terminate = signal(SignalKind::terminate())?;
+        drop(inside);
+        Ok(Self { runtime, interrupt, terminate })
+    }
+
+    /// Until the time is over, or somebody says that it is.
+    fn wait(mut self, time: Duration) {
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = sleep(time) => {}
+                _ = self.interrupt.recv() => {}
+                _ = self.terminate.recv() => {}
+            }
+        });
+    }
 }
 
 struct Agent {
