@@ -1,7 +1,8 @@
 //! The laptop's front door: the real agent on a simulated node of eight GPUs.
 //!
-//! Every manifest of `examples/` is applied, scheduled, prepared, shown and released, through the real
-//! NVML interface, real gRPC sockets and a real HTTP API; at the end nothing is left.
+//! Every manifest of `examples/` is applied, scheduled, prepared and shown; work begins, a GPU fails under
+//! it and heals; and all is released: through the real NVML interface, real gRPC sockets and a real HTTP
+//! API. At the end nothing is left.
 
 mod report;
 mod stage;
@@ -19,7 +20,8 @@ use kerf::cli::style::Style;
 use report::{Report, Story};
 use stage::Stage;
 
-/// Runs the agent on a simulated node of eight GPUs and shows what becomes of the claims in examples/.
+/// Runs the agent on a simulated node of eight GPUs and shows what becomes of the claims in examples/, and of
+/// a GPU that fails.
 #[derive(Debug, Parser)]
 struct Args {
     /// For people, or for programs.
@@ -34,8 +36,8 @@ enum Output {
 }
 
 fn main() -> ExitCode {
-    // The agent is this same program: cargo builds no other for an example.
-    if env::args().nth(1).is_some_and(|command| command == "node") {
+    // The agent and its commands are this same program: cargo builds no other for an example.
+    if env::args().nth(1).is_some_and(|first| ["node", "release-gpu"].contains(&&*first)) {
         return kerf::cli::main(env::args_os());
     }
     let Args { output } = Args::parse();
@@ -78,6 +80,14 @@ async fn play(story: &mut Story<'_>) -> anyhow::Result<Report> {
         report.add(&name, &act);
     }
     story.meanwhile(&stage)?;
+    stage.start_work().await?;
+    story.under_load(&stage)?;
+    let fault = stage.break_gpu().await?;
+    story.fault(&fault, &stage)?;
+    let healed = stage.reset_gpu(&fault).await?;
+    story.healed(&fault, &healed)?;
+    report.health(&fault, &healed);
+    stage.end_work()?;
     report.released_in_ms = stage.release().await?;
     story.afterwards(&report, &stage)?;
     report.left = stage.strike().await?;

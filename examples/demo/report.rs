@@ -19,7 +19,7 @@ use kerf::{
 };
 use serde::Serialize;
 
-use crate::stage::{Act, Stage};
+use crate::stage::{Act, Fault, Healed, Stage};
 
 /// What `--output json` prints; names of fields stay. Times are in milliseconds.
 #[derive(Debug, Serialize)]
@@ -29,6 +29,7 @@ pub(crate) struct Report {
     slices: usize,
     devices: usize,
     pods: Vec<PodReport>,
+    fault: Option<FaultReport>,
     pub(crate) released_in_ms: f64,
     /// What should not be there at the end, one line each.
     pub(crate) left: Vec<String>,
@@ -53,6 +54,15 @@ struct DeviceReport {
     cdi: Vec<String>,
 }
 
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FaultReport {
+    device: String,
+    tainted_devices: usize,
+    said_in_ms: f64,
+    healed_in_ms: f64,
+}
+
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
@@ -64,6 +74,7 @@ impl Report {
             slices: stage.slices,
             devices: stage.devices,
             pods: Vec::new(),
+            fault: None,
             released_in_ms: 0.0,
             left: Vec::new(),
         }
@@ -88,6 +99,15 @@ impl Report {
                     .collect(),
             }
         }));
+    }
+
+    pub(crate) fn health(&mut self, fault: &Fault, healed: &Healed) {
+        self.fault = Some(FaultReport {
+            device: fault.place.device.clone(),
+            tainted_devices: fault.tainted,
+            said_in_ms: ms(fault.said_in),
+            healed_in_ms: ms(healed.healed_in),
+        });
     }
 }
 
@@ -162,6 +182,55 @@ impl<'w> Story<'w> {
         self.heading("The node with all of them running")?;
         self.pictures(stage.inventory()?.gpus.iter(), &stage.records()?)?;
         Ok(())
+    }
+
+    /// What the GPUs do, with work on all that was given.
+    pub(crate) fn under_load(&mut self, stage: &Stage) -> anyhow::Result<()> {
+        self.heading("Each device with a process on it, as kerf status shows them")?;
+        write!(self.out, "{}", stage.status_of_gpus(self.style)?)?;
+        Ok(())
+    }
+
+    /// What is said of a GPU that has just failed.
+    pub(crate) fn fault(&mut self, fault: &Fault, stage: &Stage) -> anyhow::Result<()> {
+        let device = &fault.place.device;
+        self.heading(&format!("The memory of {device} fails, and the others go on"))?;
+        self.told("kernel log", &fault.log)?;
+        writeln!(self.out, "and within {:.0} ms:", ms(fault.said_in))?;
+        let parts = fault.tainted - 1;
+        self.told(
+            "ResourceSlices",
+            &format!("{device} and {parts} parts of it: {}", fault.taints),
+        )?;
+        self.told("kubelet", &format!("{device} is unhealthy: {}", fault.told))?;
+        self.told("event", &fault.event)?;
+        write!(self.out, "\n{}", stage.status_of_gpus(self.style)?)?;
+        Ok(())
+    }
+
+    /// How it was reset, and that it is well again.
+    pub(crate) fn healed(&mut self, fault: &Fault, healed: &Healed) -> io::Result<()> {
+        let device = &fault.place.device;
+        self.heading(&format!(
+            "Pod {} ends, and kerf release-gpu: {device} is reset",
+            healed.ended.join(", ")
+        ))?;
+        for line in &healed.command {
+            writeln!(self.out, "{line}")?;
+        }
+        writeln!(
+            self.out,
+            "and {:.1} s later, without anybody's doing:",
+            ms(healed.healed_in) / 1e3
+        )?;
+        self.told("ResourceSlices", "no device is tainted")?;
+        self.told("kubelet", &format!("{device} is healthy"))?;
+        self.told("event", &healed.event)
+    }
+
+    /// What somebody is told.
+    fn told(&mut self, who: &str, what: &str) -> io::Result<()> {
+        writeln!(self.out, "  {who:<15} {what}")
     }
 
     /// The node once all is given back.

@@ -1,5 +1,9 @@
 //! The simulated node, and what is done on it: apply, schedule, prepare, release.
 
+mod fault;
+mod load;
+mod reset;
+
 use std::{
     collections::BTreeSet,
     path::Path,
@@ -22,9 +26,12 @@ use kerf::{
 use kerf_nvml::node::{Model, NodeDescription};
 use kerf_testbed::{
     manifests::{self, Manifest},
-    node::{DRIVER, Testbed},
+    node::{Builder, DRIVER, Testbed},
     scheduler::{PodRef, Scheduler},
 };
+
+use self::load::Place;
+pub(crate) use self::{fault::Fault, reset::Healed};
 
 /// How long anything may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,6 +44,8 @@ pub(crate) struct Stage {
     /// What the API server was given, and the pods that run.
     applied: Vec<Manifest>,
     pods: Vec<Pod>,
+    /// What works on the GPUs.
+    work: Vec<Place>,
     pub(crate) started_in: Duration,
     pub(crate) slices: usize,
     pub(crate) devices: usize,
@@ -72,8 +81,10 @@ impl Stage {
     pub(crate) async fn set(classes: &Path) -> anyhow::Result<Self> {
         let machine = NodeDescription::uniform(Model::H100_80, 8);
         let testbed = Testbed::builder(machine, [std::env::current_exe()?]);
-        // No container is started, and cargo builds no hook for an example.
-        let mut testbed = testbed.flag("--no-cdi-hooks").start_without_agent().await?;
+        // No container is started, and cargo builds no hook for an example. Who watches is not made to wait.
+        let flags = ["--no-cdi-hooks", "--sampling-interval=1", "--hold-down=1"];
+        let testbed = flags.into_iter().fold(testbed, Builder::flag);
+        let mut testbed = testbed.start_without_agent().await?;
         let classes = manifests::device_classes(classes)?;
         manifests::apply(&testbed.api.client(), &classes).await?;
         let begin = Instant::now();
@@ -90,6 +101,7 @@ impl Stage {
             nvml,
             applied: Vec::new(),
             pods: Vec::new(),
+            work: Vec::new(),
             testbed,
         })
     }
@@ -173,20 +185,24 @@ impl Stage {
     pub(crate) async fn release(&mut self) -> anyhow::Result<f64> {
         let begin = Instant::now();
         while let Some(pod) = self.pods.pop() {
-            let (namespace, reference) = names(&pod)?;
-            let name = format!("{namespace}/{}", reference.name);
-            let ended = self.testbed.kubelet.unprepare_pod(DRIVER, &name).await;
-            ended.map_err(|error| anyhow!("{error}; {}", log(&self.testbed)))?;
-            let claims =
-                self.scheduler.claims_of(&pod).await.map_err(|error| anyhow!("{error}"))?;
-            for claim in claims {
-                let claim = claim.metadata.name.unwrap_or_default();
-                let released = self.scheduler.release(namespace, &claim, reference).await;
-                released.map_err(|error| anyhow!("release `{claim}`: {error}"))?;
-            }
+            self.end(&pod).await?;
         }
         manifests::delete(&self.testbed.api.client(), &self.applied).await?;
         Ok(begin.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// Ends a pod and gives its claims back.
+    async fn end(&self, pod: &Pod) -> anyhow::Result<()> {
+        let (namespace, reference) = names(pod)?;
+        let name = format!("{namespace}/{}", reference.name);
+        let ended = self.testbed.kubelet.unprepare_pod(DRIVER, &name).await;
+        ended.map_err(|error| anyhow!("{error}; {}", log(&self.testbed)))?;
+        for claim in self.scheduler.claims_of(pod).await.map_err(|error| anyhow!("{error}"))? {
+            let claim = claim.metadata.name.unwrap_or_default();
+            let released = self.scheduler.release(namespace, &claim, reference).await;
+            released.map_err(|error| anyhow!("release `{claim}`: {error}"))?;
+        }
+        Ok(())
     }
 
     /// Ends the agent and says what is left of anything.

@@ -1,14 +1,15 @@
 //! `kerf release-gpu`: has the agent let go of a GPU, so that it can be reset.
 
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use tokio::{
-    runtime,
-    signal::{
-        ctrl_c,
-        unix::{SignalKind, signal},
-    },
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
     time::sleep,
 };
 
@@ -39,6 +40,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Answer::Refused(reason) => bail!("{reason}"),
         Answer::Served(_) => bail!("the agent answered something else"),
     };
+    // Who reads that it is released may end this at once.
+    let end = End::new()?;
     writeln!(
         out,
         "GPU {} ({uuid}) is released: reset it now, as with `nvidia-smi --gpu-reset -i {uuid}`\n\
@@ -46,7 +49,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         args.gpu, args.seconds
     )?;
     out.flush()?;
-    wait(Duration::from_secs(args.seconds))?;
+    end.wait(Duration::from_secs(args.seconds));
     match agent.give_back()? {
         Answer::Served(findings) => orders::served(out, &args.gpu, &findings)?,
         Answer::Released(_) | Answer::Refused(_) => bail!("the agent answered something else"),
@@ -54,16 +57,31 @@ pub fn run(args: &Args, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Until the time is over, or somebody says that it is.
-fn wait(time: Duration) -> anyhow::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            () = sleep(time) => {}
-            told = ctrl_c() => told?,
-            _ = terminate.recv() => {}
-        }
-        Ok(())
-    })
+/// What ends the command early.
+struct End {
+    runtime: Runtime,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl End {
+    fn new() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        let interrupt = signal(SignalKind::interrupt())?;
+        let terminate = signal(SignalKind::terminate())?;
+        drop(inside);
+        Ok(Self { runtime, interrupt, terminate })
+    }
+
+    /// Until the time is over, or somebody says that it is.
+    fn wait(mut self, time: Duration) {
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = sleep(time) => {}
+                _ = self.interrupt.recv() => {}
+                _ = self.terminate.recv() => {}
+            }
+        });
+    }
 }
