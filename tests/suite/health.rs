@@ -452,3 +452,35 @@ async fn operators_release_and_clear_gpus() {
     let expected = "kerf: GPU `7`: there is none; `kerf inventory` lists indices and UUIDs\n";
     assert_eq!((none.status.code(), complaint(&none)), (Some(1), expected.to_owned()));
 }
+
+/// A node of a driver that has no verdict of its own, so that the rules stand.
+async fn old_driver() -> Testbed {
+    let gpus = NodeDescription::uniform(Model::L4, 2);
+    let machine = NodeDescription { driver: "550.54.15".to_owned(), ..gpus };
+    given::of(machine).flag("--hold-down=1").start_without_agent().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_logged_before_the_start_is_found_once() {
+    let mut testbed = old_driver().await;
+    testbed.machine.logged_xid(0, 62, None, None).unwrap();
+    testbed.start_agent("a").await.unwrap();
+    all_of_first(&testbed, 1, &["gpu.nvidia.com/xid=62:NoSchedule"]).await;
+    let uuid = testbed.machine.snapshot().unwrap().gpus[0].uuid.clone();
+    text(&kerf(&testbed, &["clear-gpu", &uuid]));
+    none_tainted(&testbed).await;
+    // The line is still there; the next agent has the word of this one that it was seen to.
+    testbed.start_agent("b").await.unwrap();
+    testbed.machine.logged_xid(1, 62, None, None).unwrap();
+    tainted(&testbed, |taints| taints.keys().eq(["gpu-1"])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_logged_before_the_driver_was_loaded_is_over() {
+    let mut testbed = old_driver().await;
+    testbed.machine.logged_xid(0, 62, None, None).unwrap();
+    testbed.machine.log("NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.54.15").unwrap();
+    testbed.machine.logged_xid(1, 62, None, None).unwrap();
+    testbed.start_agent("a").await.unwrap();
+    tainted(&testbed, |taints| taints.keys().eq(["gpu-1"])).await;
+}

@@ -39,6 +39,8 @@ impl Driver {
             let entry = log.next().await?;
             if let Some(logged) = kernel_log::parse(&entry.text) {
                 self.take_logged(&entry, &logged).await;
+            } else if kernel_log::says_driver_loaded(&entry.text) {
+                self.note_loaded(&entry);
             }
         }
     }
@@ -56,6 +58,15 @@ impl Driver {
                 self.sense_logged(gpu, &logged.sign, entry.since_boot, self.time_of(entry))
             }
             None => tracing::warn!(line = entry.text, "of a GPU that is not known"),
+        }
+    }
+
+    /// What was before a load of the driver is over with it, also where nobody saw it.
+    fn note_loaded(&self, entry: &Entry) {
+        let at = self.time_of(entry);
+        let gpus: Vec<_> = self.findings().0.keys().cloned().collect();
+        if !gpus.is_empty() {
+            self.change_health(|health| gpus.iter().for_each(|gpu| health.reset(gpu, at)));
         }
     }
 

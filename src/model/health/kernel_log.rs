@@ -19,6 +19,11 @@ pub struct LoggedXid {
     pub process: Option<String>,
 }
 
+/// Whether a line says that NVIDIA's kernel module was loaded, which starts every GPU anew.
+pub fn says_driver_loaded(line: &str) -> bool {
+    without_time(line).starts_with("NVRM: loading NVIDIA UNIX ")
+}
+
 /// What a line of the kernel's log reports; absent where that is no XID.
 pub fn parse(line: &str) -> Option<LoggedXid> {
     let line = without_time(line).strip_prefix("NVRM:")?.trim_start();

@@ -92,3 +92,14 @@ proptest! {
         parse(&format!("NVRM: {tail} GPU has fallen off the bus {line}"));
     }
 }
+
+#[test]
+fn loads_of_the_driver_are_told_from_other_lines() {
+    let loaded =
+        "NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build";
+    let before = "NVRM: loading NVIDIA UNIX x86_64 Kernel Module  470.256.02";
+    assert_eq!([loaded, before].map(says_driver_loaded), [true, true]);
+    let others =
+        ["nvidia: loading out-of-tree module taints kernel.", "NVRM: Xid (PCI:0000:1b:00): 62"];
+    assert_eq!(others.map(says_driver_loaded), [false, false]);
+}
