@@ -1,34 +1,29 @@
-//! The agent's life: its size, its start, its memory, and its end when another takes over.
+//! The agent's life: its size, its start, and its end when another takes over.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use k8s_openapi::api::resource::v1::ResourceSlice;
-use kerf::node::store::write_atomic;
 use kerf_testbed::{
     agent::Agent,
     kubelet::Plugin,
-    node::{Builder, DRIVER, Testbed},
+    node::{DRIVER, Testbed},
 };
 use rustix::process::{Signal, kill_process};
 use tokio::time::sleep;
 
 use crate::{
-    node::{Times, claim, mig, node, prepare, unprepare, whole},
-    table::Table,
+    node::{Times, claim, node, prepare, unprepare, whole},
+    table::{Table, megabytes},
 };
 
-/// Bytes in what is printed as MB.
-const MB: f64 = 1e6;
-
-/// How long an agent is left alone before its memory is read: until an order that rested is written, and
-/// the next look at the GPUs, after which it gives back what is free.
-const IDLE: Duration = Duration::from_secs(22);
+/// MB of the program: 12 MiB.
+const LARGEST: f64 = 12.58;
 
 /// The agent's program, stripped.
 pub(crate) fn binary(table: &mut Table) -> anyhow::Result<()> {
     let size = std::fs::metadata(env!("CARGO_BIN_EXE_kerf"))?.len();
-    table.figure("stripped binary", megabytes(size), " MB", "", Some(12.0));
+    table.figure("stripped binary", megabytes(size), " MB", "", Some(LARGEST));
     Ok(())
 }
 
@@ -66,62 +61,6 @@ pub(crate) async fn wiped(table: &mut Table) -> anyhow::Result<()> {
     let times = Times::new(times);
     table.time("kubelet's wipe to all slices", times.median(), " median of 5", Some(2000.0));
     Ok(())
-}
-
-/// Resident memory of an agent that has nothing to do.
-pub(crate) async fn memory(table: &mut Table) -> anyhow::Result<()> {
-    let testbed = node().start().await?;
-    resident(table, &testbed, "idle agent", Some(16.5)).await?;
-    for device in [whole(0), mig(1, 0)] {
-        let claims = [claim(&testbed, &device)?];
-        for _ in 0..50 {
-            prepare(&testbed, &claims).await?;
-            unprepare(&testbed, &claims).await?;
-        }
-    }
-    resident(table, &testbed, "idle agent after 100 claims", None).await
-}
-
-/// The same with both doors open, every placement offered, a configuration file and node labels.
-pub(crate) async fn memory_with_all(table: &mut Table) -> anyhow::Result<()> {
-    let dir = tempfile::tempdir()?;
-    let [config, labels] = ["config.yaml", "labels"].map(|name| dir.path().join(name));
-    write_atomic(&config, b"flags: {migStrategy: mixed}", 0o644)?;
-    let flags = [
-        "--interface=both".to_owned(),
-        "--mig-on-demand".to_owned(),
-        format!("--config-file={}", config.display()),
-        format!("--node-labels-file={}", labels.display()),
-    ];
-    let testbed = flags.into_iter().fold(node(), Builder::flag).start().await?;
-    testbed.kubelet.wait_for(|state| state.resources.contains_key("nvidia.com/mig-1g.10gb")).await;
-    resident(table, &testbed, "idle agent with all of it on", Some(18.0)).await
-}
-
-async fn resident(
-    table: &mut Table,
-    testbed: &Testbed,
-    what: &str,
-    most: Option<f64>,
-) -> anyhow::Result<()> {
-    sleep(IDLE).await;
-    let agent = testbed.agent.as_ref().context("no agent")?;
-    let status = format!("/proc/{}/status", agent.pid()?.as_raw_nonzero());
-    let status = std::fs::read_to_string(status)?;
-    let of = |name| kilobytes(&status, name).map(|kilobytes| megabytes(kilobytes * 1024));
-    let more = format!(" ({:.1} own, {:.1} of files)", of("RssAnon:")?, of("RssFile:")?);
-    table.figure(&format!("resident memory, {what}"), of("VmRSS:")?, " MB", &more, most);
-    Ok(())
-}
-
-fn kilobytes(status: &str, name: &str) -> anyhow::Result<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    Ok(number.with_context(|| format!("no {name} in a process's status"))?.parse()?)
-}
-
-fn megabytes(bytes: u64) -> f64 {
-    f64::from(u32::try_from(bytes).unwrap_or(u32::MAX)) / MB
 }
 
 /// From the old agent's end to the first claim that the one standing by has prepared.

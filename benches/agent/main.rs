@@ -7,6 +7,7 @@
 mod calls;
 mod life;
 mod node;
+mod rest;
 mod table;
 
 use std::process::ExitCode;
@@ -25,8 +26,8 @@ async fn measure(table: &mut Table) -> anyhow::Result<()> {
     life::binary(table)?;
     life::start(table).await?;
     life::wiped(table).await?;
-    life::memory(table).await?;
-    life::memory_with_all(table).await?;
+    rest::memory(table).await?;
+    rest::all_on(table).await?;
     calls::one_claim(table).await?;
     calls::batch(table).await?;
     calls::side_by_side(table).await?;

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Bytes in what is printed as MB.
+const MB: f64 = 1e6;
+
 /// Prints lines as they are measured.
 #[derive(Default)]
 pub(crate) struct Table {
@@ -28,6 +31,12 @@ impl Table {
         line(what, &format!("{time:.2} ms{more}"), &target, verdict(time, most));
     }
 
+    /// A share of a core in percent.
+    pub(crate) fn share(&self, what: &str, percent: f64, more: &str, most: Option<f64>) {
+        let target = most.map(|most| format!("{most} %")).unwrap_or_default();
+        line(what, &format!("{percent:.2} %{more}"), &target, verdict(percent, most));
+    }
+
     /// A figure that does not depend on how fast the machine is.
     pub(crate) fn figure(
         &mut self,
@@ -45,6 +54,10 @@ impl Table {
 
 pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+pub(crate) fn megabytes(bytes: u64) -> f64 {
+    f64::from(u32::try_from(bytes).unwrap_or(u32::MAX)) / MB
 }
 
 fn verdict(figure: f64, most: Option<f64>) -> &'static str {

@@ -5,12 +5,18 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::FileExt,
+    },
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{
+    FlockOperation, flock,
+    inotify::{self, WatchFlags},
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Generation and length, little-endian, before the JSON text.
@@ -57,6 +63,14 @@ impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Cell<T> {
         let _turn = locked(&self.turn);
         let _lock = FileLock::take(&self.file, FlockOperation::LockShared)?;
         Ok(self.load()?.1)
+    }
+
+    /// Has an inotify descriptor tell of each change. The file may be mounted by itself, so this one is named,
+    /// not its path.
+    pub(crate) fn tell(&self, changes: &OwnedFd) -> io::Result<()> {
+        let file = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        inotify::add_watch(changes, file, WatchFlags::MODIFY)?;
+        Ok(())
     }
 
     /// Changes the value. `change` works on a copy and leaves all as it is with an error; `settle` is

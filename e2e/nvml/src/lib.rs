@@ -6,6 +6,7 @@
 
 mod abi;
 mod cell;
+mod changes;
 mod clock;
 mod code;
 pub mod elf;

@@ -49,7 +49,7 @@ impl Nvml {
         })?;
         let architecture = on.architecture()?;
         let memory = optional(on.memory())?;
-        let mig = self.mig(on, memory, architecture >= HOPPER)?;
+        let mig = self.mig(on, &uuid, memory, architecture >= HOPPER)?;
         Ok(Gpu {
             number: minor,
             index,
@@ -71,10 +71,16 @@ impl Nvml {
         })
     }
 
-    fn mig(&self, on: On<'_>, memory: Option<u64>, resetless: bool) -> Result<Option<Mig>, Error> {
+    fn mig(
+        &self,
+        on: On<'_>,
+        gpu: &GpuUuid,
+        memory: Option<u64>,
+        resetless: bool,
+    ) -> Result<Option<Mig>, Error> {
         let Some((enabled, pending)) = optional(on.mig_mode())? else { return Ok(None) };
         let profiles = self.profiles(on, memory)?;
-        let instances = if enabled { on.instances(&profiles)? } else { Vec::new() };
+        let instances = if enabled { on.instances(gpu, &profiles)? } else { Vec::new() };
         let switches_without_reset = resetless;
         Ok(Some(Mig { enabled, pending, switches_without_reset, profiles, instances }))
     }

@@ -6,7 +6,7 @@ use super::{
     Error, Nvml,
     raw::{ComputeInstanceHandle, GpuInstanceHandle, On},
 };
-use crate::model::gpu::{ComputeInstance, Gpu, GpuInstance, Mig, Placement, Profile};
+use crate::model::gpu::{ComputeInstance, Gpu, GpuInstance, GpuUuid, Mig, Placement, Profile};
 
 /// No GPU has more enumerators of compute instance profiles; each tells its own end.
 const MOST_COMPUTE_PROFILES: u32 = 64;
@@ -49,8 +49,7 @@ impl Nvml {
         let Some(mig) = &gpu.mig else { return Ok(None) };
         let on = self.on(gpu)?;
         let (enabled, pending) = on.mig_mode()?;
-        let instances =
-            if enabled { on.instances_of(Some(gpu), &mig.profiles)? } else { Vec::new() };
+        let instances = if enabled { on.instances(&gpu.uuid, &mig.profiles)? } else { Vec::new() };
         Ok(Some(Mig { enabled, pending, instances, ..mig.clone() }))
     }
 
@@ -132,7 +131,7 @@ impl Nvml {
         instance: GpuInstanceHandle,
         profile: &Profile,
     ) -> Result<ComputeInstance, Error> {
-        let kinds = on.compute_profiles(Some(gpu), instance, profile.id)?;
+        let kinds = on.compute_profiles(&gpu.uuid, instance, profile.id)?;
         // The first that has all slices: a GPU's largest profile has a second one, for NVLink.
         let whole = kinds.iter().find(|kind| kind.slices == profile.slices);
         let whole = whole.ok_or_else(|| {
@@ -185,14 +184,10 @@ impl Nvml {
 }
 
 impl On<'_> {
-    /// All instances of these profiles, without cached compute profiles.
-    pub(super) fn instances(&self, profiles: &[Profile]) -> Result<Vec<GpuInstance>, Error> {
-        self.instances_of(None, profiles)
-    }
-
-    fn instances_of(
+    /// All instances of these profiles on the GPU with this UUID.
+    pub(super) fn instances(
         &self,
-        gpu: Option<&Gpu>,
+        gpu: &GpuUuid,
         profiles: &[Profile],
     ) -> Result<Vec<GpuInstance>, Error> {
         let mut instances = Vec::new();
@@ -207,7 +202,7 @@ impl On<'_> {
 
     fn instance(
         &self,
-        gpu: Option<&Gpu>,
+        gpu: &GpuUuid,
         handle: GpuInstanceHandle,
         profile: &Profile,
     ) -> Result<GpuInstance, Error> {
@@ -250,22 +245,18 @@ impl On<'_> {
 
     fn compute_profiles(
         &self,
-        gpu: Option<&Gpu>,
+        gpu: &GpuUuid,
         instance: GpuInstanceHandle,
         profile: u32,
     ) -> Result<Vec<ComputeProfile>, Error> {
-        let key = gpu.map(|gpu| (gpu.uuid.clone(), profile));
-        let cache = &self.nvml.compute_profiles;
-        if let Some(key) = &key {
-            let cached = cache.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
-            if let Some(kinds) = cached {
-                return Ok(kinds);
-            }
+        let key = (gpu.clone(), profile);
+        let cache = || self.nvml.compute_profiles.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached = cache().get(&key).cloned();
+        if let Some(kinds) = cached {
+            return Ok(kinds);
         }
         let kinds = self.read_compute_profiles(instance)?;
-        if let Some(key) = key {
-            cache.lock().unwrap_or_else(PoisonError::into_inner).insert(key, kinds.clone());
-        }
+        cache().insert(key, kinds.clone());
         Ok(kinds)
     }
 

@@ -15,12 +15,13 @@ use super::{
 };
 use crate::{
     cell::locked,
+    changes::Changes,
     code::Code,
     event::{Event, supported},
     library::{Handle, Kind, Session, on_gpu, on_system},
 };
 
-/// How often a wait looks.
+/// How often a wait looks that nobody tells of changes.
 const LOOK: Duration = Duration::from_millis(5);
 /// "None" for the ids of an event.
 const NONE: u32 = u32::MAX;
@@ -86,6 +87,7 @@ fn wait(
     let number = number(session, set)?;
     let data = data.ok_or(Code::INVALID_ARGUMENT)?;
     let end = Instant::now() + Duration::from_millis(timeout.into());
+    let changes = Changes::of(&session.hardware).ok();
     loop {
         if let Some(event) = take(session, number)? {
             data.write(layout(session, &event));
@@ -95,7 +97,10 @@ fn wait(
         if left.is_zero() {
             return Err(Code::TIMEOUT);
         }
-        thread::sleep(left.min(LOOK));
+        match &changes {
+            Some(changes) => changes.wait(left)?,
+            None => thread::sleep(left.min(LOOK)),
+        }
     }
 }
 
