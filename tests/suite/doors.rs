@@ -56,7 +56,8 @@ async fn sockets_go_with_their_agent_and_those_of_the_dead_are_cleared_away() {
     let mut testbed = given::node(Model::L4, 1).start().await.unwrap();
     let of = |pod: &str| {
         let names = ["agent.sock".to_owned(), format!("dra@{pod}.sock")];
-        names.into_iter().chain([format!("gpu.nvidia.com-{pod}@reg.sock")]).collect::<Vec<_>>()
+        let registration = format!("gpu.nvidia.com-{pod}@reg.sock");
+        names.into_iter().chain([registration, "orders.sock".to_owned()]).collect::<Vec<_>>()
     };
     assert_eq!(sockets(&testbed), of("a"));
     // A start kills the one before, which then leaves its sockets behind.
