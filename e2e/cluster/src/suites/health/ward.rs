@@ -15,6 +15,7 @@ use crate::{
     install::{self, NAMESPACE},
     manifests::merge,
     node::Node,
+    programs::Release,
     suite, wait,
 };
 
@@ -35,8 +36,10 @@ impl Ward<'_> {
         settings: &[&str],
         test: impl FnOnce(&Ward<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
+        // The second node's agent is not replaced then.
+        install::install(cluster, settings)?;
         cluster.add_node(&NodeDescription::uniform(Model::H100_80, 8).for_containers())?;
-        let tested = Self::with_two(cluster, settings, test);
+        let tested = Self::with_two(cluster, test);
         if tested.is_err() {
             suite::tell(cluster);
         }
@@ -54,7 +57,6 @@ impl Ward<'_> {
 
     fn with_two(
         cluster: &Cluster,
-        settings: &[&str],
         test: impl FnOnce(&Ward<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let [_, sick] = cluster.nodes() else { anyhow::bail!("there are not two nodes") };
@@ -62,7 +64,7 @@ impl Ward<'_> {
         // Nodes are named again, and what was said of an earlier one stays.
         let of_node = format!("--field-selector=involvedObject.name={}", sick.name);
         cluster.kubectl(&["delete", "events", "--namespace=default", &of_node])?;
-        install::install(cluster, settings)?;
+        install::ready(cluster)?;
         test(&ward)
     }
 
@@ -151,7 +153,8 @@ impl Ward<'_> {
         pods.into_iter().map(look).collect()
     }
 
-    /// Waits until a pod's status says this of the one device that it has of a claim or a resource.
+    /// Waits until a pod's status says this of the one device that it has of a claim or a resource. The kubelet of 1.34
+    /// says nothing by default.
     pub(super) fn shows_in_pod(
         &self,
         pod: &str,
@@ -163,6 +166,9 @@ impl Ward<'_> {
         let waited = wait::until("the pod's status", || {
             let mut pod = self.cluster.get(&["pod", pod])?;
             seen = pod["status"]["containerStatuses"][0]["allocatedResourcesStatus"].take();
+            if self.cluster.release == Release::V1_34 {
+                return Ok(seen.is_null());
+            }
             let device = &seen[0]["resources"][0];
             let said = device["message"].as_str().unwrap_or_default();
             Ok(seen[0]["name"] == of && device["health"] == health && said == message)
@@ -199,7 +205,7 @@ impl Gpu<'_> {
         Ok(machine.lose_gpu(self.index)?)
     }
 
-    /// It answers, and has to be reset.
+    /// It answers, and says that it has to be reset.
     pub(super) fn makes_no_progress(&self) -> anyhow::Result<()> {
         Ok(self.ward.sick.machine.xid(self.index, 46, None, None)?)
     }
@@ -218,6 +224,17 @@ impl Gpu<'_> {
         });
         let of = format!("GPU {} of {}", self.index, self.ward.sick.name);
         waited.with_context(|| format!("{of} is not tainted {taints:?}: {:?}", in_short(&seen)))
+    }
+
+    /// Waits until no device of this GPU is published, and those of others are.
+    pub(super) fn is_not_published(&self) -> anyhow::Result<()> {
+        wait::until("a GPU to be withdrawn", || {
+            let slices = self.ward.cluster.list(&["resourceslices"])?;
+            let devices: Vec<_> = slices.iter().flat_map(tainted).collect();
+            let own = devices.iter().filter(|((node, device), _)| self.has(node, device));
+            // Seven GPUs of this node, and eight of the first.
+            Ok(own.count() == 0 && devices.len() == 15 * DEVICES)
+        })
     }
 
     /// Whether a device is of this GPU.
