@@ -58,6 +58,9 @@ pub(super) fn pods_of_the_device_plugin_leave_as_budgets_allow(
                 "pod {name} has the GPU that failed"
             );
         }
+        wait::until("the agent to hear that the pod is gone", || {
+            Ok(!ward.status()?["containers"].to_string().contains(first.as_str()))
+        })?;
         gpu.is_reset()?;
         offers_on(ward.cluster, ward.sick, GPU, 8)
     })

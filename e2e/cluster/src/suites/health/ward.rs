@@ -102,6 +102,17 @@ impl Ward<'_> {
         Ok(arguments.iter().chain(command).map(|&word| word.to_owned()).collect())
     }
 
+    /// What it prints.
+    fn run(&self, command: &[&str]) -> anyhow::Result<String> {
+        let arguments = self.kerf(command)?;
+        self.cluster.kubectl(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// What that agent says of itself.
+    pub(super) fn status(&self) -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(&self.run(&["status", "--output", "json"])?)?)
+    }
+
     /// The claim that was made for a pod.
     pub(super) fn claim_of(&self, pod: &str) -> anyhow::Result<String> {
         let pod = self.cluster.get(&["pod", pod])?;
@@ -248,8 +259,7 @@ impl Gpu<'_> {
     pub(super) fn shows_in_status(&self, line: &str) -> anyhow::Result<()> {
         let mut seen = BTreeMap::new();
         let waited = wait::until("the agent to say so", || {
-            let status = self.kerf(&["status", "--output", "json"])?;
-            let status: Value = serde_json::from_str(&status)?;
+            let status = self.ward.status()?;
             let gpus = status["gpus"].as_array().into_iter().flatten();
             let sick = gpus.filter(|gpu| gpu["findings"] != json!([]));
             seen = sick.map(|gpu| (gpu["index"].to_string(), gpu["findings"][0].clone())).collect();
@@ -262,19 +272,14 @@ impl Gpu<'_> {
             Ok(lines == [(self.index.to_string().as_str(), line.to_owned())])
         });
         waited.with_context(|| format!("the agent says {seen:?}"))?;
-        let table = self.kerf(&["status"])?;
+        let table = self.ward.run(&["status"])?;
         ensure!(table.contains(line), "`kerf status` does not say `{line}`:\n{table}");
         Ok(())
     }
 
-    fn kerf(&self, command: &[&str]) -> anyhow::Result<String> {
-        let arguments = self.ward.kerf(command)?;
-        self.ward.cluster.kubectl(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
-    }
-
     /// Fails to have the agent let go of it; why.
     pub(super) fn is_not_released(&self) -> anyhow::Result<String> {
-        match self.kerf(&["release-gpu", &self.uuid]) {
+        match self.ward.run(&["release-gpu", &self.uuid]) {
             Ok(said) => anyhow::bail!("it was released: {said}"),
             Err(error) => Ok(format!("{error:#}")),
         }
