@@ -3,6 +3,7 @@
 
 mod budget;
 mod claim_status;
+mod no_taints;
 mod restart;
 mod ward;
 
@@ -13,13 +14,16 @@ use serde_json::Value;
 
 use self::{
     budget::pods_of_the_device_plugin_leave_as_budgets_allow,
-    claim_status::claims_are_told_of_their_devices, restart::a_taint_outlives_the_agent,
+    claim_status::claims_are_told_of_their_devices,
+    no_taints::a_gpu_is_withdrawn_where_there_are_no_taints, restart::a_taint_outlives_the_agent,
     ward::Ward,
 };
 use super::tests;
 use crate::{
     cluster::Cluster,
     manifests::{deployment, devices, one, pod, selected, template},
+    programs::Release,
+    suite::Test,
     wait,
 };
 
@@ -30,13 +34,24 @@ tests!("health":
     pods_of_the_device_plugin_leave_as_budgets_allow,
     a_taint_outlives_the_agent,
     claims_are_told_of_their_devices,
+    a_gpu_is_withdrawn_where_there_are_no_taints,
 );
+
+/// Those that are for a release: only 1.34 can be without taints.
+pub(super) fn of(release: Release) -> Vec<Test> {
+    let withdrawn = "a_gpu_is_withdrawn_where_there_are_no_taints";
+    let fits = |test: &Test| release == Release::V1_34 || test.name != withdrawn;
+    tests().into_iter().filter(fits).collect()
+}
 
 /// What is said of a GPU that fell off the bus.
 const FELL_OFF: &str =
     "GPU has fallen off the bus (XID 79); reboot the node, then check seating, power and cable";
 
-/// Such a GPU's taints, with this effect.
+/// What is said of a GPU that stands still. An agent that is started later can still ask such a one who it is.
+const NO_PROGRESS: &str = "GPU made no progress (XID 46); stop all work on this GPU and reset it";
+
+/// A lost GPU's taints, with this effect.
 fn fell_off(effect: &str) -> [String; 2] {
     [
         format!("gpu.nvidia.com/gpu-lost=gpu-lost:{effect}"),

@@ -31,7 +31,7 @@ pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
         restarts::tests(),
         refusals::tests(),
         both::of(release),
-        health::tests(),
+        health::of(release),
         scale::tests(),
         monitoring::tests(),
         installation::tests(),

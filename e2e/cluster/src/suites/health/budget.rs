@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use super::{FELL_OFF, ward::Ward};
+use super::{NO_PROGRESS, ward::Ward};
 use crate::{
     cluster::Cluster,
     install,
@@ -14,7 +14,7 @@ use crate::{
 
 const GPU: &str = "nvidia.com/gpu";
 
-const STAYS: [&str; 3] = ["interface=both", "health.evictOn={bus}", "health.holdDown=5"];
+const STAYS: [&str; 3] = ["interface=both", "health.evictOn={driver}", "health.holdDown=5"];
 const LEAVES: [&str; 4] = [STAYS[0], STAYS[1], STAYS[2], "health.evictPluginPods=true"];
 
 pub(super) fn pods_of_the_device_plugin_leave_as_budgets_allow(
@@ -31,10 +31,10 @@ pub(super) fn pods_of_the_device_plugin_leave_as_budgets_allow(
         let first = names.first().context("the Deployment has no pod")?;
         let gpu = ward.gpu_seen_by(first)?;
         let before = ward.containers(&names)?;
-        gpu.falls_off()?;
+        gpu.makes_no_progress()?;
         offers_on(ward.cluster, ward.sick, GPU, 7)?;
         ward.shows_in_pod(first, GPU, "Unhealthy", "")?;
-        gpu.shows_in_status(FELL_OFF)?;
+        gpu.shows_in_status(NO_PROGRESS)?;
         // Nobody has said that such pods are evicted.
         let after = ward.containers(&names)?;
         ensure!(before == after, "pods were {before:?}, and are {after:?}");
@@ -45,14 +45,22 @@ pub(super) fn pods_of_the_device_plugin_leave_as_budgets_allow(
         ensure!(before == after, "pods were {before:?}, and are {after:?}");
 
         ward.cluster.apply(&[budget(1)])?;
-        ward.event_of_node("PodEvicted", FELL_OFF)?;
+        ward.event_of_node("PodEvicted", NO_PROGRESS)?;
         wait::until("the evicted pod to go", || Ok(!self::names(ward)?.contains(first)))?;
         ward.cluster.available("work", 2)?;
         for name in self::names(ward)? {
             ward.cluster.check_devices(&name)?;
-            let listed = ward.cluster.exec(&name, "main", &["nvidia-smi", "-L"])?;
-            ensure!(!listed.contains(&gpu.uuid), "pod {name} has the GPU that failed: {listed}");
+            // Of the first node, which has GPUs of the same names, or another of this one.
+            let seen = ward.gpu_seen_by(&name)?;
+            let node = ward.cluster.get(&["pod", &name])?["spec"]["nodeName"].take();
+            ensure!(
+                node != *ward.sick.name || seen.uuid != gpu.uuid,
+                "pod {name} has the GPU that failed"
+            );
         }
+        wait::until("the agent to hear that the pod is gone", || {
+            Ok(!ward.status()?["containers"].to_string().contains(first.as_str()))
+        })?;
         gpu.is_reset()?;
         offers_on(ward.cluster, ward.sick, GPU, 8)
     })

@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, ensure};
 use serde_json::{Deserializer, Value};
 
-use super::ward::{Gpu, Tainted, Ward, tainted};
+use super::{
+    NO_PROGRESS,
+    ward::{Gpu, Tainted, Ward, tainted},
+};
 use crate::{cluster::Cluster, install, wait};
 
 /// GPUs without pods.
@@ -32,9 +35,7 @@ pub(super) fn a_taint_outlives_the_agent(cluster: &mut Cluster) -> anyhow::Resul
             Ok(new.is_ok_and(|new| new["metadata"]["uid"] != agent["metadata"]["uid"]))
         })?;
         install::rolled_out(ward.cluster)?;
-        gpu.shows_in_status(
-            "GPU made no progress (XID 46); stop all work on this GPU and reset it",
-        )?;
+        gpu.shows_in_status(NO_PROGRESS)?;
         gpu.tainted(&taints)?;
         // What only the new agent can have written shows how far the watch has come.
         let later = ward.gpu_at(FAILS_LATER)?;

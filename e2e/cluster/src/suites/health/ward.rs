@@ -15,6 +15,7 @@ use crate::{
     install::{self, NAMESPACE},
     manifests::merge,
     node::Node,
+    programs::Release,
     suite, wait,
 };
 
@@ -35,8 +36,10 @@ impl Ward<'_> {
         settings: &[&str],
         test: impl FnOnce(&Ward<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
+        // The second node's agent is not replaced then.
+        install::install(cluster, settings)?;
         cluster.add_node(&NodeDescription::uniform(Model::H100_80, 8).for_containers())?;
-        let tested = Self::with_two(cluster, settings, test);
+        let tested = Self::with_two(cluster, test);
         if tested.is_err() {
             suite::tell(cluster);
         }
@@ -54,7 +57,6 @@ impl Ward<'_> {
 
     fn with_two(
         cluster: &Cluster,
-        settings: &[&str],
         test: impl FnOnce(&Ward<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let [_, sick] = cluster.nodes() else { anyhow::bail!("there are not two nodes") };
@@ -62,7 +64,7 @@ impl Ward<'_> {
         // Nodes are named again, and what was said of an earlier one stays.
         let of_node = format!("--field-selector=involvedObject.name={}", sick.name);
         cluster.kubectl(&["delete", "events", "--namespace=default", &of_node])?;
-        install::install(cluster, settings)?;
+        install::ready(cluster)?;
         test(&ward)
     }
 
@@ -98,6 +100,17 @@ impl Ward<'_> {
         let pod = agent["metadata"]["name"].as_str().context("a pod has a name")?;
         let arguments = ["exec", "--namespace", NAMESPACE, pod, "--", "kerf"];
         Ok(arguments.iter().chain(command).map(|&word| word.to_owned()).collect())
+    }
+
+    /// What it prints.
+    fn run(&self, command: &[&str]) -> anyhow::Result<String> {
+        let arguments = self.kerf(command)?;
+        self.cluster.kubectl(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// What that agent says of itself.
+    pub(super) fn status(&self) -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(&self.run(&["status", "--output", "json"])?)?)
     }
 
     /// The claim that was made for a pod.
@@ -151,7 +164,8 @@ impl Ward<'_> {
         pods.into_iter().map(look).collect()
     }
 
-    /// Waits until a pod's status says this of the one device that it has of a claim or a resource.
+    /// Waits until a pod's status says this of the one device that it has of a claim or a resource. The kubelet of 1.34
+    /// says nothing by default.
     pub(super) fn shows_in_pod(
         &self,
         pod: &str,
@@ -163,6 +177,9 @@ impl Ward<'_> {
         let waited = wait::until("the pod's status", || {
             let mut pod = self.cluster.get(&["pod", pod])?;
             seen = pod["status"]["containerStatuses"][0]["allocatedResourcesStatus"].take();
+            if self.cluster.release == Release::V1_34 {
+                return Ok(seen.is_null());
+            }
             let device = &seen[0]["resources"][0];
             let said = device["message"].as_str().unwrap_or_default();
             Ok(seen[0]["name"] == of && device["health"] == health && said == message)
@@ -199,7 +216,7 @@ impl Gpu<'_> {
         Ok(machine.lose_gpu(self.index)?)
     }
 
-    /// It answers, and has to be reset.
+    /// It answers, and says that it has to be reset.
     pub(super) fn makes_no_progress(&self) -> anyhow::Result<()> {
         Ok(self.ward.sick.machine.xid(self.index, 46, None, None)?)
     }
@@ -220,6 +237,17 @@ impl Gpu<'_> {
         waited.with_context(|| format!("{of} is not tainted {taints:?}: {:?}", in_short(&seen)))
     }
 
+    /// Waits until no device of this GPU is published, and those of others are.
+    pub(super) fn is_not_published(&self) -> anyhow::Result<()> {
+        wait::until("a GPU to be withdrawn", || {
+            let slices = self.ward.cluster.list(&["resourceslices"])?;
+            let devices: Vec<_> = slices.iter().flat_map(tainted).collect();
+            let own = devices.iter().filter(|((node, device), _)| self.has(node, device));
+            // Seven GPUs of this node, and eight of the first.
+            Ok(own.count() == 0 && devices.len() == 15 * DEVICES)
+        })
+    }
+
     /// Whether a device is of this GPU.
     pub(super) fn has(&self, node: &str, device: &str) -> bool {
         let whole = format!("gpu-{}", self.index);
@@ -231,8 +259,7 @@ impl Gpu<'_> {
     pub(super) fn shows_in_status(&self, line: &str) -> anyhow::Result<()> {
         let mut seen = BTreeMap::new();
         let waited = wait::until("the agent to say so", || {
-            let status = self.kerf(&["status", "--output", "json"])?;
-            let status: Value = serde_json::from_str(&status)?;
+            let status = self.ward.status()?;
             let gpus = status["gpus"].as_array().into_iter().flatten();
             let sick = gpus.filter(|gpu| gpu["findings"] != json!([]));
             seen = sick.map(|gpu| (gpu["index"].to_string(), gpu["findings"][0].clone())).collect();
@@ -245,19 +272,14 @@ impl Gpu<'_> {
             Ok(lines == [(self.index.to_string().as_str(), line.to_owned())])
         });
         waited.with_context(|| format!("the agent says {seen:?}"))?;
-        let table = self.kerf(&["status"])?;
+        let table = self.ward.run(&["status"])?;
         ensure!(table.contains(line), "`kerf status` does not say `{line}`:\n{table}");
         Ok(())
     }
 
-    fn kerf(&self, command: &[&str]) -> anyhow::Result<String> {
-        let arguments = self.ward.kerf(command)?;
-        self.ward.cluster.kubectl(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
-    }
-
     /// Fails to have the agent let go of it; why.
     pub(super) fn is_not_released(&self) -> anyhow::Result<String> {
-        match self.kerf(&["release-gpu", &self.uuid]) {
+        match self.ward.run(&["release-gpu", &self.uuid]) {
             Ok(said) => anyhow::bail!("it was released: {said}"),
             Err(error) => Ok(format!("{error:#}")),
         }

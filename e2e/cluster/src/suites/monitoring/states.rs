@@ -39,7 +39,6 @@ pub(super) const STATES: &[(State, &[&str])] = &[
             "KerfGpuThrottled",
         ],
     ),
-    (panels_are_looked_at, &[]),
     (a_call_hangs, &["KerfAgentNotReady", "KerfGpuSampleStale"]),
     (an_agent_stands_still, &["KerfAgentDown"]),
 ];
@@ -191,20 +190,14 @@ fn gpus_are_ill(
     Ok(())
 }
 
-fn panels_are_looked_at(
-    scene: &Scene<'_>,
-    _meanwhile: &dyn Fn() -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    dashboards::have_data(scene.prometheus)
-}
-
+/// It takes a minute until that is told of, in which the panels, of all states so far, are looked at.
 fn a_call_hangs(
     scene: &Scene<'_>,
     meanwhile: &dyn Fn() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let machine = &scene.sick.machine;
     machine.inject(Fault::always("nvmlDeviceGetPowerUsage", Effect::Hang).on_gpu(2))?;
-    let fired = meanwhile();
+    let fired = dashboards::have_data(scene.prometheus).and_then(|()| meanwhile());
     machine.clear_faults()?;
     fired
 }
