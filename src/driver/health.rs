@@ -194,7 +194,8 @@ impl Driver {
             if new.is_empty() {
                 self.metrics.recovered(Recovered::Gpu);
                 let ended: Vec<_> = old.iter().map(|old| old.reason.as_str()).collect();
-                let note = format!("{name} is healthy again: {} has ended", ended.join(", "));
+                let over = if ended.len() == 1 { "is over" } else { "are over" };
+                let note = format!("{name} is healthy again: {} {over}", ended.join(", "));
                 tracing::info!("{note}");
                 self.events.tell_node("GpuHealthy", &note);
             }
