@@ -55,6 +55,9 @@ impl Driver {
         // A look before this one has not come back yet.
         let (Ok(mut seen), Ok(nvml)) = (seen.try_lock_owned(), self.machine.nvml()) else { return };
         let uuid = gpu.uuid.clone();
+        if self.machine.is_released(&uuid) {
+            return;
+        }
         let sample = spawn_blocking(move || nvml.sample(&gpu, &mut seen));
         match sample.await {
             Ok(Ok(sample)) => {

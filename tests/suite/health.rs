@@ -270,14 +270,18 @@ async fn a_gpu_that_is_released_can_be_reset_and_comes_back() {
     assert!(error.contains("released, so that it can be reset"), "{error}");
     let again = Release::ask(&testbed, &uuid).await;
     assert!(matches!(&again.answer, Answer::Refused(why) if why.ends_with("released already")));
-    // No call may touch it, or the reset would fail: whatever is asked from now on would be told so.
-    testbed
-        .machine
-        .inject(Fault::always("nvmlDeviceGetHandleByIndex_v2", Effect::Fail(999)).on_gpu(0))
-        .unwrap();
+    // No call may touch it, or the reset would fail. Whatever did would be told that it is lost.
+    let touched =
+        Fault { function: None, gpu: Some(0), at: 1, times: u64::MAX, what: Effect::Fail(15) };
+    testbed.machine.inject(touched).unwrap();
     let other = given::claim(&testbed, "other", &["gpu-1-mig-1g10gb-19-0"]);
-    prepare(&testbed, &other).await.unwrap();
-    assert!(gpu(&testbed, 0).findings.iter().all(|finding| finding.reason != "no-answer"));
+    for _ in 0..5 {
+        // Each makes the agent look at what has changed, and at what is silent.
+        prepare(&testbed, &other).await.unwrap();
+        unprepare(&testbed, &other).await.unwrap();
+    }
+    let findings = gpu(&testbed, 0).findings;
+    assert!(findings.iter().all(|finding| finding.reason != "gpu-lost"), "{findings:?}");
     testbed.machine.clear_faults().unwrap();
     testbed.machine.reset_gpu(0).unwrap();
     released.end().await;

@@ -144,6 +144,10 @@ impl Driver {
     /// Reads one GPU off the async threads. One that hangs is not asked again.
     async fn read_health(self: Arc<Self>, gpu: Gpu) {
         let uuid = gpu.uuid.clone();
+        // It was let go: to ask it would open it again.
+        if self.machine.is_released(&uuid) {
+            return;
+        }
         let readings = match self.machine.hung_on(&uuid) {
             Some((_, call)) => hangs(call.to_string()),
             None => {
