@@ -319,7 +319,7 @@ impl Ready {
             events.warn_node("RecordUnreadable", &note);
         }
         if numbers.boot_id == self.boot_id {
-            self.machine.use_numbers(numbers.gpus);
+            self.machine.use_numbers(numbers.gpus, numbers.described);
         }
         let hook = args.nvidia_cdi_hook_path.clone().unwrap_or_else(|| self.hook());
         Ok(Driver::new(Parts {

@@ -43,14 +43,16 @@ impl Ready {
             tracing::warn!("{warning}");
             events.warn_node("ClaimsBypassed", &warning);
         }
-        let (before, known) = (self.machine.numbers(), self.machine.inventory());
+        let before = (self.machine.numbers(), self.machine.described());
+        let known = self.machine.inventory();
         self.machine.read().await;
         tell_of_gpus(&known, &self.machine.inventory(), events);
-        let gpus = self.machine.numbers();
-        if gpus == before {
+        let now = (self.machine.numbers(), self.machine.described());
+        if now == before {
             return;
         }
-        let numbers = Numbers { boot_id: driver.boot_id().to_owned(), gpus };
+        let (gpus, described) = now;
+        let numbers = Numbers { boot_id: driver.boot_id().to_owned(), gpus, described };
         if let Err(error) = self.store.save_numbers(&numbers) {
             tracing::error!(%error, "numbers of GPUs not kept");
         }

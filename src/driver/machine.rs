@@ -58,6 +58,8 @@ pub struct Machine {
     old: RwLock<Weak<Nvml>>,
     files: RwLock<Option<Arc<HostFiles>>>,
     numbers: RwLock<BTreeMap<GpuUuid, u32>>,
+    /// The GPUs as they were read in this boot, if need be by an earlier agent.
+    described: RwLock<Vec<Gpu>>,
     state: watch::Sender<Library>,
     joined: RwLock<Joined>,
     /// How often what is known of a GPU was changed by who had its lock.
@@ -102,6 +104,7 @@ impl Machine {
             old: RwLock::default(),
             files: RwLock::default(),
             numbers: RwLock::default(),
+            described: RwLock::default(),
             state: watch::Sender::new(Library::Missing("not looked for yet".to_owned())),
             joined: RwLock::default(),
             changes: Mutex::default(),
@@ -147,9 +150,29 @@ impl Machine {
         self.joined.read().unwrap_or_else(PoisonError::into_inner).links.clone()
     }
 
-    /// Takes up the numbers that an earlier agent gave in this boot.
-    pub fn use_numbers(&self, numbers: BTreeMap<GpuUuid, u32>) {
+    /// Takes up the numbers that an earlier agent gave in this boot, and what it read of the GPUs.
+    pub fn use_numbers(&self, numbers: BTreeMap<GpuUuid, u32>, described: Vec<Gpu>) {
         *self.numbers.write().unwrap_or_else(PoisonError::into_inner) = numbers;
+        *self.described.write().unwrap_or_else(PoisonError::into_inner) = described;
+    }
+
+    /// The GPUs as they were read in this boot.
+    pub fn described(&self) -> Vec<Gpu> {
+        self.described.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the GPUs as they are now, those that have fallen silent as they were.
+    fn describe(&self, inventory: &Inventory) {
+        let described = inventory.known().into_iter().map(Gpu::uncut).collect();
+        *self.described.write().unwrap_or_else(PoisonError::into_inner) = described;
+    }
+
+    /// A GPU that has not answered since the start, as an earlier agent read it.
+    fn as_described(&self, index: u32, answering: &[Gpu]) -> Option<Arc<Gpu>> {
+        let described = self.described.read().unwrap_or_else(PoisonError::into_inner);
+        let is_it =
+            |gpu: &&Gpu| gpu.index == index && answering.iter().all(|other| other.uuid != gpu.uuid);
+        described.iter().find(is_it).map(|gpu| Arc::new(gpu.clone()))
     }
 
     /// Numbers given so far, fixed for a boot.
@@ -240,6 +263,7 @@ impl Machine {
             Ok((nvml, versions, count)) => {
                 let inventory = self.read_all(&nvml, versions, count).await;
                 self.publish(inventory, &seen);
+                self.describe(&self.inventory());
                 self.read_links(&nvml).await;
             }
             Err(reason) => self.unload(&reason),
@@ -297,7 +321,11 @@ impl Machine {
             }
         }
         for silent in &mut inventory.unreadable {
-            silent.known = as_last_read(&known, silent);
+            let known = as_last_read(&known, silent);
+            silent.known = known.or_else(|| self.as_described(silent.index, &inventory.gpus));
+            if let (None, Some(gpu)) = (&silent.uuid, &silent.known) {
+                silent.uuid = Some(gpu.uuid.clone());
+            }
         }
         inventory.gpus.sort_by_key(|gpu| gpu.number);
         inventory

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 /// A GPU's UUID as NVML and `nvidia-smi` print it: `GPU-…`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -65,13 +65,28 @@ pub struct DriverVersions {
     /// As `nvmlSystemGetDriverVersion` says it, such as `580.95.05`.
     pub driver: String,
     /// Major and minor of the CUDA version that the driver supports.
-    #[serde(serialize_with = "dotted")]
+    #[serde(serialize_with = "dotted::serialize")]
     pub cuda: (u32, u32),
 }
 
 /// Major and minor as people write them: `13.0`.
-fn dotted<S: Serializer>((major, minor): &(u32, u32), to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(&format_args!("{major}.{minor}"))
+mod dotted {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(
+        (major, minor): &(u32, u32),
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{major}.{minor}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<(u32, u32), D::Error> {
+        let text = String::deserialize(from)?;
+        let numbers = text
+            .split_once('.')
+            .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        numbers.ok_or_else(|| D::Error::custom(format_args!("`{text}` is not as in `13.0`")))
+    }
 }
 
 /// A GPU that could not be read.
@@ -92,7 +107,7 @@ pub struct Unreadable {
 }
 
 /// One physical GPU.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Gpu {
     /// The N of `gpu-N`: the minor number at first sight, fixed for a boot.
@@ -110,7 +125,7 @@ pub struct Gpu {
     /// Such as `Hopper`.
     pub architecture: String,
     /// Major and minor.
-    #[serde(serialize_with = "dotted")]
+    #[serde(with = "dotted")]
     pub compute_capability: (u32, u32),
     /// Bytes; absent where NVML does not tell (unified memory).
     #[serde(rename = "memoryBytes")]
@@ -133,8 +148,22 @@ pub struct Gpu {
     pub mig: Option<Mig>,
 }
 
+impl Gpu {
+    /// The GPU without what work on it changes: what it was cut into, and a mode that switches for that.
+    pub fn uncut(&self) -> Self {
+        let mut gpu = self.clone();
+        if let Some(mig) = &mut gpu.mig {
+            mig.instances.clear();
+            if mig.switches_without_reset {
+                (mig.enabled, mig.pending) = (false, false);
+            }
+        }
+        gpu
+    }
+}
+
 /// Where a GPU is in an NVLink fabric of several machines.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Fabric {
     /// UUID of the cluster that the fabric connects.
@@ -144,7 +173,7 @@ pub struct Fabric {
 }
 
 /// The MIG side of a GPU that has one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Mig {
     /// MIG mode now.
@@ -180,7 +209,7 @@ impl Mig {
 }
 
 /// A GPU instance profile whose instances are filled by one compute instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Profile {
     /// NVML's enumerator, which asks for the profile; never the id.
@@ -200,7 +229,7 @@ pub struct Profile {
 }
 
 /// What an instance of a profile has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capacity {
     /// Streaming multiprocessors.
@@ -242,7 +271,7 @@ impl Placement {
 }
 
 /// A GPU instance that exists.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuInstance {
     /// NVML's id, used again after the instance is gone.
@@ -256,7 +285,7 @@ pub struct GpuInstance {
 }
 
 /// A compute instance that exists.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ComputeInstance {
     /// NVML's id within the GPU instance.
@@ -277,3 +306,6 @@ impl GpuInstance {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ use thiserror::Error;
 pub use self::predecessor::Predecessor;
 use crate::model::{
     cdi::{self, Spec},
-    gpu::GpuUuid,
+    gpu::{Gpu, GpuUuid},
     health::Saved,
     holder::Holder,
     plugin::choice::Remembered,
@@ -110,6 +110,9 @@ pub struct Numbers {
     pub boot_id: String,
     /// Numbers by GPU.
     pub gpus: BTreeMap<GpuUuid, u32>,
+    /// The GPUs as they were read: one that is lost does not even say which it is.
+    #[serde(default)]
+    pub described: Vec<Gpu>,
 }
 
 /// What is known of the GPUs' health.

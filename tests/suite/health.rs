@@ -488,3 +488,28 @@ async fn what_was_logged_before_the_driver_was_loaded_is_over() {
     testbed.start_agent("a").await.unwrap();
     tainted(&testbed, |taints| taints.keys().eq(["gpu-1"])).await;
 }
+
+/// A GPU that is lost does not even say which it is; the agent that saw it well has written that down.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_knows_a_gpu_that_was_lost_before_its_start() {
+    let mut testbed = node(Model::H100_80, 2).start().await.unwrap();
+    testbed.published().await;
+    testbed.machine.lose_gpu(0).unwrap();
+    testbed.machine.logged_xid(0, 79, None, None).unwrap();
+    let lost = ["gpu.nvidia.com/gpu-lost=gpu-lost:NoSchedule", "gpu.nvidia.com/xid=79:NoSchedule"];
+    all_of_first(&testbed, H100_DEVICES, &lost).await;
+    let before = testbed.slices();
+    testbed.api.clear_requests();
+    testbed.start_agent("b").await.unwrap();
+    let message = told(&testbed, "gpu-0", Health::Unhealthy).await;
+    assert!(!message.is_empty());
+    assert_eq!(gpu(&testbed, 0).findings.len(), 2);
+    let refused = text(&kerf(&testbed, &["release-gpu", "0", "--for", "0"]));
+    assert!(refused.contains("is released"), "{refused}");
+    assert_eq!(testbed.slices(), before);
+    let written = testbed.api.writes();
+    assert!(written.iter().all(|write| !write.path.contains("resourceslices")), "{written:?}");
+    // It counts as reset since, and answers again.
+    testbed.machine.find_gpu(0).unwrap();
+    none_tainted(&testbed).await;
+}

@@ -319,7 +319,7 @@ fn numbers_of_gpus_are_kept() {
     let disk = Disk::new();
     assert_eq!(disk.store.numbers().unwrap(), (Numbers::default(), None));
     let gpus = BTreeMap::from([(GpuUuid("GPU-5d1c2f0e".to_owned()), 3)]);
-    let numbers = Numbers { boot_id: "boot-1".to_owned(), gpus };
+    let numbers = Numbers { boot_id: "boot-1".to_owned(), gpus, described: Vec::new() };
     disk.store.save_numbers(&numbers).unwrap();
     assert_eq!(disk.store.numbers().unwrap(), (numbers, None));
 
