@@ -115,33 +115,35 @@ impl Driver {
         self.health.deaf.borrow().iter().cloned().collect()
     }
 
-    /// What a look at the XIDs of the GPUs finds, for metrics.
-    pub fn with_health<T>(&self, look: impl FnOnce(&Health) -> T) -> T {
-        look(&self.health.state().health)
-    }
-
     /// Takes in a sign that NVML reported.
     pub(super) fn sense(&self, gpu: &Gpu, sign: &Sign) {
-        let log_read = self.health.state().kept.log_read;
-        self.sense_at(gpu, sign, Timestamp::now(), log_read);
+        self.sense_at(gpu, sign, Timestamp::now(), None);
     }
 
     /// Takes in a sign of the kernel's log that is there `read` after the boot, unless an agent has before.
     pub(super) fn sense_logged(&self, gpu: &Gpu, sign: &Sign, read: Duration, at: Timestamp) {
         if read > self.health.state().kept.log_read {
-            self.sense_at(gpu, sign, at, read);
+            self.sense_at(gpu, sign, at, Some(read));
         }
     }
 
-    fn sense_at(&self, gpu: &Gpu, sign: &Sign, at: Timestamp, log_read: Duration) {
+    /// `log_read` is there for a sign of the log.
+    fn sense_at(&self, gpu: &Gpu, sign: &Sign, at: Timestamp, log_read: Option<Duration>) {
         tracing::info!(gpu = gpu.index, ?sign, "sign");
-        if let Sign::Xid { code, .. } = sign {
+        let (mut again, mut faults) = (false, 0);
+        let sense = |health: &mut Health| {
+            let before = health.faults(&gpu.uuid);
+            again = health.sign(gpu, sign, at).read_again;
+            faults = health.faults(&gpu.uuid) - before;
+        };
+        self.change_kept(sense, log_read);
+        // Most come by two ways, and some a thousand times.
+        if let Sign::Xid { code, .. } = sign
+            && faults > 0
+        {
             self.metrics.xid(gpu.index, &gpu.uuid, *code);
             self.note_xid(&gpu.uuid, *code, at);
         }
-        let mut again = false;
-        let sense = |health: &mut Health| again = health.sign(gpu, sign, at).read_again;
-        self.change_kept(sense, log_read);
         if again {
             // Whoever reads has ended only when the agent has.
             let _ = self.health.ask.send(gpu.uuid.clone());
@@ -155,14 +157,14 @@ impl Driver {
 
     /// Changes what is known, keeps it for a next agent, and tells of what it led to.
     pub(super) fn change_health(&self, change: impl FnOnce(&mut Health)) {
-        let log_read = self.health.state().kept.log_read;
-        self.change_kept(change, log_read);
+        self.change_kept(change, None);
     }
 
-    fn change_kept(&self, change: impl FnOnce(&mut Health), log_read: Duration) {
+    fn change_kept(&self, change: impl FnOnce(&mut Health), log_read: Option<Duration>) {
         let mut state = self.health.state();
         change(&mut state.health);
         let now = state.health.findings();
+        let log_read = log_read.unwrap_or(state.kept.log_read);
         let kept = Kept { health: state.health.save(&self.boot_id), log_read };
         let read_on = kept.log_read != state.kept.log_read;
         if read_on || kept.health.is_news(&state.kept.health) {

@@ -162,3 +162,23 @@ async fn a_gpu_that_hangs_is_stale_and_the_page_is_not() {
     machine.clear_faults().unwrap();
     node.until("its values", |node| used(node, "0").is_some()).await;
 }
+
+/// By NVML's events and by the kernel's log, on many channels: it is one fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_xid_that_is_told_often_counts_once() {
+    let node = start(NodeDescription::uniform(Model::L4, 2)).await;
+    let machine = &node.testbed.machine;
+    for _ in 0..20 {
+        machine.xid(1, 31, None, None).unwrap();
+    }
+    machine.logged_xid(1, 43, None, None).unwrap();
+    machine.reported_xid(1, 45, None, None).unwrap();
+    let counts = |node: &Node| -> BTreeSet<_> {
+        let series = node.series("kerf_xids_total");
+        series.iter().map(|one| (labels(one, ["gpu", "xid"]), one.1.clone())).collect()
+    };
+    // The last of each way has come, and so has all before it.
+    node.until("all of them", |node| counts(node).len() == 3).await;
+    let once = |code: &str| (["1".to_owned(), code.to_owned()], "1".to_owned());
+    assert_eq!(counts(&node), BTreeSet::from(["31", "43", "45"].map(once)));
+}

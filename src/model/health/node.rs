@@ -205,6 +205,11 @@ impl Health {
         self.gpus.values().filter_map(GpuHealth::due).min()
     }
 
+    /// How many faults with an XID a GPU had since the program started: reports of one code within 3 min are one.
+    pub fn faults(&self, gpu: &GpuUuid) -> u64 {
+        self.xids.get(gpu).map_or(0, |xids| xids.counts.values().sum())
+    }
+
     /// All that is wrong.
     pub fn findings(&self) -> Findings {
         let findings = self.gpus.iter().map(|(uuid, gpu)| (uuid.clone(), gpu.findings()));
