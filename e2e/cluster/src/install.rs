@@ -30,7 +30,7 @@ pub(crate) fn helm(cluster: &Cluster) -> Command {
     helm
 }
 
-/// What is different here from a real node: where the driver is, and that it is simulated.
+/// What is different here from a real node: where the driver is, that it is simulated, and that it heals fast.
 pub(crate) fn values(cluster: &Cluster) -> anyhow::Result<PathBuf> {
     let simulated = format!("/driver-root/{SIMULATED}");
     let env = [
@@ -41,7 +41,9 @@ pub(crate) fn values(cluster: &Cluster) -> anyhow::Result<PathBuf> {
     ];
     let env: Vec<_> =
         env.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
-    let values = json!({ "nvidiaDriverRoot": "/run/nvidia/driver", "env": env });
+    // Nobody wants to wait for a minute after each GPU that was lost.
+    let health = json!({ "holdDown": 1 });
+    let values = json!({ "nvidiaDriverRoot": "/run/nvidia/driver", "env": env, "health": health });
     let path = cluster.dir().join("values.json");
     files::write(&path, values.to_string())?;
     Ok(path)

@@ -68,7 +68,13 @@ fn the_chart_has_what_operators_take(cluster: &mut Cluster) -> anyhow::Result<()
 }
 
 /// Both doors, samples as often as they are asked for, and GPUs that are trusted again soon.
-const SETTINGS: [&str; 3] = ["metrics.interval=1", "interface=both", "health.holdDown=1"];
+const SETTINGS: [&str; 5] = [
+    "metrics.interval=1",
+    "interface=both",
+    "health.holdDown=1",
+    "health.evictOn={bus}",
+    "health.evictPluginPods=true",
+];
 
 /// Does something with such agents, and installs those of the chart again whatever comes of it.
 fn sampled(cluster: &Cluster, test: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {

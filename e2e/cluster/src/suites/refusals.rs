@@ -288,19 +288,20 @@ fn mig_mode_that_an_administrator_left_on(cluster: &mut Cluster) -> anyhow::Resu
     Ok(())
 }
 
-/// The devices of a GPU that are published.
-fn published(cluster: &Cluster, gpu: usize) -> anyhow::Result<usize> {
+/// The devices of a GPU that are published and may be given out.
+fn free(cluster: &Cluster, gpu: usize) -> anyhow::Result<usize> {
     let slices = cluster.list(&["resourceslices"])?;
     let devices = slices.iter().filter_map(|slice| slice["spec"]["devices"].as_array()).flatten();
     let name = format!("gpu-{gpu}");
-    let of_gpu = devices.filter_map(|device| device["name"].as_str()).filter(|device| {
+    let free = devices.filter(|device| device["taints"].is_null());
+    let of_gpu = free.filter_map(|device| device["name"].as_str()).filter(|device| {
         *device == name || device.strip_prefix(&name).is_some_and(|part| part.starts_with("-mig-"))
     });
     Ok(of_gpu.count())
 }
 
 fn a_gpu_lost_under_its_pods(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let all = published(cluster, GPU)?;
+    let all = free(cluster, GPU)?;
     cluster.apply(&[
         template("part", part(cluster, GPU)?),
         pod("stays", "part"),
@@ -314,7 +315,7 @@ fn a_gpu_lost_under_its_pods(cluster: &mut Cluster) -> anyhow::Result<()> {
     refused.recovers(cluster)?;
     cluster.running(&["late", "stays", "neighbour"])?;
     cluster.check_devices("late")?;
-    wait::until("the GPU to be published again", || Ok(published(cluster, GPU)? == all))
+    wait::until("the GPU to be given out again", || Ok(free(cluster, GPU)? == all))
 }
 
 fn without_its_gpu(cluster: &Cluster, refused: &Refused) -> anyhow::Result<()> {
@@ -328,15 +329,16 @@ fn without_its_gpu(cluster: &Cluster, refused: &Refused) -> anyhow::Result<()> {
         format!("device `{device}`: GPU {GPU} does not answer: {}, or {RESCHEDULE}", lost(function))
     });
     ensure!(expected.contains(&said), "the event says `{said}`, and not `{}`", expected[0]);
-    wait::until("the lost GPU to be withdrawn", || Ok(published(cluster, GPU)? == 0))?;
+    wait::until("the lost GPU to be out of reach", || Ok(free(cluster, GPU)? == 0))?;
 
-    let of_node = "--field-selector=involvedObject.kind=Node,reason=GpuNotServed";
-    let events = cluster.list(&["events", "--namespace=default", of_node])?;
-    let expected = format!("GPU {GPU} is not served: {}", lost("nvmlDeviceGetHandleByIndex_v2"));
-    ensure!(
-        events.iter().any(|event| event["message"] == *expected),
-        "no event says `{expected}`: {events:?}"
-    );
+    let uuid = cluster.node().machine.snapshot()?.gpus.swap_remove(GPU).uuid;
+    let remedy = "reboot the node, then check seating, power and cable";
+    let expected = format!("GPU {GPU} ({uuid}): GPU is lost; {remedy}");
+    wait::until("an event of the node", || {
+        let of_node = "--field-selector=involvedObject.kind=Node,reason=GpuUnhealthy";
+        let events = cluster.list(&["events", "--namespace=default", of_node])?;
+        Ok(events.iter().any(|event| event["message"] == *expected))
+    })?;
 
     cluster.running(&["stays", "neighbour"])?;
     cluster.check_devices("neighbour")?;

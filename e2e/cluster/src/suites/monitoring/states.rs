@@ -7,7 +7,14 @@ use kerf_nvml::{EccErrors, Effect, Fault, Load};
 use serde_json::json;
 
 use super::{dashboards, only_on, start_pods};
-use crate::{cluster::Cluster, install, manifests::pod, node::Node, prometheus::Prometheus};
+use crate::{
+    cluster::Cluster,
+    install,
+    manifests::{extended, pod},
+    node::Node,
+    prometheus::Prometheus,
+    wait,
+};
 
 /// A cluster whose first node works, and whose second is made ill.
 pub(super) struct Scene<'a> {
@@ -64,6 +71,27 @@ impl<'a> Scene<'a> {
     fn apply_there(&self, names: &[&str]) -> anyhow::Result<()> {
         let there = names.iter().map(|name| only_on(self.sick, pod(name, "part")));
         self.cluster.apply(&there.collect::<Vec<_>>())
+    }
+
+    /// Starts a pod of the device plugin on the second node, and says which GPU it got.
+    fn gpu_of_a_plugin_pod(&self, name: &str) -> anyhow::Result<usize> {
+        let asks = extended(name, &[("nvidia.com/gpu", 1)]);
+        self.cluster.apply(&[only_on(self.sick, asks)])?;
+        self.cluster.running(&[name])?;
+        let mut gpu = None;
+        wait::until("the taint of the pod's GPU", || {
+            let slices = self.cluster.list(&["resourceslices"])?;
+            let there = slices.iter().filter(|slice| slice["spec"]["nodeName"] == *self.sick.name);
+            let devices = there.flat_map(|slice| slice["spec"]["devices"].as_array()).flatten();
+            let tainted = devices.filter(|device| {
+                device["taints"].to_string().contains("gpu.nvidia.com/device-plugin")
+            });
+            let mut numbers = tainted
+                .filter_map(|device| device["name"].as_str()?.strip_prefix("gpu-")?.parse().ok());
+            gpu = numbers.next();
+            Ok(gpu.is_some())
+        })?;
+        gpu.context("the pod has no GPU")
     }
 
     /// Lets a pod's device be worked on.
@@ -158,6 +186,9 @@ fn the_api_server_refuses(
     fired
 }
 
+/// The GPU of which a call hangs.
+const HANGS: usize = 2;
+
 /// The GPU that an administrator cuts, and the profile `1g.10gb`.
 const CUT: usize = 6;
 const SMALLEST: u32 = 19;
@@ -177,16 +208,21 @@ fn gpus_are_ill(
 ) -> anyhow::Result<()> {
     let machine = &scene.sick.machine;
     let (reset, page_fault, hardware_thermal) = (1, 31, 0x40);
-    machine.set_recovery_action(0, reset, true)?;
-    machine.xid(1, page_fault, None, None)?;
-    machine.set_readings(1, |is| is.remapped_rows.pending = true)?;
-    machine.set_readings(3, |is| is.remapped_rows.failure = true)?;
-    machine.set_readings(4, |is| is.volatile_ecc = EccErrors { corrected: 0, uncorrected: 3 })?;
-    machine.set_readings(5, |is| is.clock_event_reasons |= hardware_thermal)?;
-    machine.lose_gpu(7)?;
+    let lost = scene.gpu_of_a_plugin_pod("leaves")?;
+    let ill: Vec<_> = (0..8).filter(|gpu| ![lost, CUT, HANGS].contains(gpu)).collect();
+    machine.set_recovery_action(ill[0], reset, true)?;
+    machine.xid(ill[1], page_fault, None, None)?;
+    machine.set_readings(ill[1], |is| is.remapped_rows.pending = true)?;
+    machine.set_readings(ill[2], |is| is.remapped_rows.failure = true)?;
+    let errors = EccErrors { corrected: 0, uncorrected: 3 };
+    machine.set_readings(ill[3], |is| is.volatile_ecc = errors)?;
+    machine.set_readings(ill[4], |is| is.clock_event_reasons |= hardware_thermal)?;
+    machine.lose_gpu(lost)?;
     meanwhile()?;
+    let evicted = format!("kerf_evictions_total{{node=\"{}\", outcome=\"ok\"}}", scene.sick.name);
+    scene.prometheus.selects(1, &evicted)?;
     // What comes back is counted.
-    machine.find_gpu(7)?;
+    machine.find_gpu(lost)?;
     Ok(())
 }
 
@@ -196,7 +232,7 @@ fn a_call_hangs(
     meanwhile: &dyn Fn() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let machine = &scene.sick.machine;
-    machine.inject(Fault::always("nvmlDeviceGetPowerUsage", Effect::Hang).on_gpu(2))?;
+    machine.inject(Fault::always("nvmlDeviceGetPowerUsage", Effect::Hang).on_gpu(HANGS))?;
     let fired = dashboards::have_data(scene.prometheus).and_then(|()| meanwhile());
     machine.clear_faults()?;
     fired
