@@ -342,7 +342,8 @@ mod tests {
         let expected = "the agent ended with exit status: 3:\nnone node --node-name node-a --kubeconfig /k \
             --kubelet-registrar-directory-path /r --kubelet-plugins-directory-path /p \
             --kubelet-device-plugins-directory-path /e --kubelet-pod-resources-socket /s --cdi-root /c --nvml-library /n \
-            --driver-root /d --proc-root /proc --sys-root /sys --dev-root /v --host-root /o --pod-uid uid \
+            --driver-root /d --proc-root /proc --sys-root /sys --dev-root /v --host-root /o \
+            --kernel-log /m --pod-uid uid \
             --healthcheck-port 1 --http-endpoint 127.0.0.1:2 --nvidia-driver-root /h --more\nbad\n";
         assert_eq!(ended.to_string(), expected);
         assert!(agent.pid().is_err());
