@@ -83,19 +83,22 @@ fn on_second_node(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.delete_pods(&["more", "anywhere"])?;
     batch.end(cluster, second)?;
     let after = slices(cluster, &first.name)?;
-    ensure!(before == after, "the slices of {} were {before:?}, and are {after:?}", first.name);
+    ensure!(before == after, "the slices of {} were {before:#?}, and are {after:#?}", first.name);
     Ok(())
 }
 
-/// The slices of a node, by name, and their versions.
-fn slices(cluster: &Cluster, node: &str) -> anyhow::Result<BTreeMap<String, String>> {
-    let slices = cluster.list(&["resourceslices"])?;
-    let of_node = slices.iter().filter(|slice| slice["spec"]["nodeName"] == node);
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let named = of_node
-        .map(|slice| &slice["metadata"])
-        .map(|is| (text(&is["name"]), text(&is["resourceVersion"])));
-    Ok(named.collect())
+/// What the slices of a node say, by name. Their devices are sorted: the agent may still put an order
+/// right that pods of before have changed.
+fn slices(cluster: &Cluster, node: &str) -> anyhow::Result<BTreeMap<String, Value>> {
+    let mut slices = cluster.list(&["resourceslices"])?;
+    slices.retain(|slice| slice["spec"]["nodeName"] == node);
+    let said = slices.iter_mut().map(|slice| {
+        if let Some(devices) = slice["spec"]["devices"].as_array_mut() {
+            devices.sort_by_cached_key(|device| device["name"].to_string());
+        }
+        (slice["metadata"]["name"].to_string(), slice["spec"].take())
+    });
+    Ok(said.collect())
 }
 
 /// Pods that were created at once.
