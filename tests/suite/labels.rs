@@ -98,7 +98,7 @@ async fn labels_follow_the_machine_and_the_configuration() {
         replicas: 3,
     };
     fs::remove_file(&rig.file).unwrap();
-    let sharing = Sharing { fail_requests_greater_than_one: false, resources: vec![shared] };
+    let sharing = Sharing { resources: vec![shared], ..Sharing::default() };
     rig.config.send_replace(config(MigStrategy::None, sharing));
     rig.says("nvidia.com/gpu.product=Tesla-T4-SHARED").await;
 

@@ -32,7 +32,7 @@ fn sharing(mig_strategy: MigStrategy, shared: &[(&str, u32, bool)]) -> Config {
         devices: SharedDevices::All,
         replicas,
     });
-    let sharing = Sharing { fail_requests_greater_than_one: false, resources: resources.collect() };
+    let sharing = Sharing { resources: resources.collect(), ..Sharing::default() };
     Config { sharing, ..config(mig_strategy) }
 }
 

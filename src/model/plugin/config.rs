@@ -213,6 +213,9 @@ pub struct Sharing {
     pub fail_requests_greater_than_one: bool,
     /// What is shared; where two name one device, the first counts.
     pub resources: Vec<Replicated>,
+    /// Full names of resources that are to be shared through MPS. Nothing here serves that, and without it
+    /// their containers would not have the limits that they are meant to have: they are not offered.
+    pub by_mps: BTreeSet<String>,
 }
 
 /// A resource that is shared.

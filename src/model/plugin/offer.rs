@@ -66,6 +66,12 @@ impl Offer {
 /// What to offer. GPUs that have fallen silent stay, unhealthy.
 pub fn offer(input: &OfferInput<'_>) -> Offer {
     let mut offer = Offer::default();
+    offer.warnings.extend(input.config.sharing.by_mps.iter().map(|resource| {
+        format!(
+            "`{resource}` is not offered: `sharing.mps` shares it, and Kerf does not serve MPS; move it to \
+             `sharing.timeSlicing`"
+        )
+    }));
     let gpus = input.inventory.known().into_iter().filter(|gpu| input.has(gpu));
     let gpus: Vec<&Gpu> = gpus.collect();
     match (input.on_demand, input.config.mig_strategy) {
@@ -201,7 +207,7 @@ fn foreign<'g>(
     })
 }
 
-/// Offers a device, or its shares.
+/// Offers a device, or its shares, unless they need MPS.
 fn add(
     offer: &mut Offer,
     input: &OfferInput<'_>,
@@ -209,6 +215,9 @@ fn add(
     id: DeviceId,
     device: &Device<'_>,
 ) {
+    if input.config.sharing.by_mps.contains(resource) {
+        return;
+    }
     let mut sharing =
         input.config.sharing.resources.iter().filter(|shared| shared.name == resource);
     let shared = sharing.find(|shared| !id.is_placement() && shared.has(device, &id, offer));

@@ -7,7 +7,7 @@
 //! | `flags.failOnInitError` | the agent waits for the NVIDIA driver and says so |
 //! | `flags.nvidiaDriverRoot`, `flags.nvidiaDevRoot`, `flags.plugin.containerDriverRoot` | `--nvidia-driver-root`, `--dev-root` and `--driver-root`, for both interfaces |
 //! | `flags.plugin.nvidiaCTKPath` | CDI files name Kerf's own hook, or `--nvidia-cdi-hook-path` |
-//! | `flags.mpsRoot` | MPS is not served |
+//! | `flags.mpsRoot` | MPS is not served: [`Sharing::by_mps`] |
 //! | `flags.deviceDiscoveryStrategy` | GPUs are found through NVML |
 //! | `flags.useNodeFeatureAPI`, `flags.gfd` | they are GPU feature discovery's |
 //! | `imex.required` | a container gets a channel where there is one |
@@ -40,14 +40,6 @@ pub enum Error {
         key: &'static str,
         /// What it might be.
         example: &'static str,
-    },
-    /// Shares through MPS, which nothing here serves yet.
-    #[error(
-        "sharing.mps shares `{resource}`, but MPS is not served; move its resources to sharing.timeSlicing"
-    )]
-    Mps {
-        /// The first resource.
-        resource: String,
     },
 }
 
@@ -221,28 +213,22 @@ fn pattern(object: &Object<'_>) -> Result<Pattern> {
 /// What is shared. MPS wins over time slicing, as with NVIDIA's device plugin.
 fn sharing(object: &Object<'_>) -> Result<Sharing> {
     object.only(&["timeSlicing", "mps"])?;
-    let slicing =
-        object.object("timeSlicing")?.map(|slicing| shares(&slicing, false)).transpose()?;
-    let mps = object.object("mps")?.map(|mps| shares(&mps, true)).transpose()?;
-    mps.map_or(Ok(()), |mps| serve_mps(&mps))?;
-    Ok(slicing.unwrap_or_default())
+    let slicing = object.object("timeSlicing")?.map(|slicing| shares(&slicing)).transpose()?;
+    let mps = object.object("mps")?.map(|mps| shares(&mps)).transpose()?.unwrap_or_default();
+    let by_mps = mps.resources.into_iter().map(|shared| shared.name).collect();
+    Ok(Sharing { by_mps, ..slicing.unwrap_or_default() })
 }
 
-/// The one place that decides on MPS: it is read like time slicing, and refused where it shares anything.
-fn serve_mps(mps: &Sharing) -> Result<()> {
-    let shared = mps.resources.iter().find(|resource| resource.replicas > 1);
-    shared.map_or(Ok(()), |shared| Err(Error::Mps { resource: shared.name.clone() }))
-}
-
-fn shares(object: &Object<'_>, fail_by_default: bool) -> Result<Sharing> {
+fn shares(object: &Object<'_>) -> Result<Sharing> {
     object.only(&["renameByDefault", "failRequestsGreaterThanOne", "resources"])?;
     let rename = flag(object, "renameByDefault")?.unwrap_or(false);
-    let fail = flag(object, "failRequestsGreaterThanOne")?.unwrap_or(fail_by_default);
     let resources = object.objects("resources")?;
     let resources = resources.iter().map(|resource| replicated(resource, rename));
     Ok(Sharing {
-        fail_requests_greater_than_one: fail,
+        fail_requests_greater_than_one: flag(object, "failRequestsGreaterThanOne")?
+            .unwrap_or(false),
         resources: resources.collect::<Result<_>>()?,
+        by_mps: BTreeSet::new(),
     })
 }
 

@@ -165,6 +165,24 @@ fn single_says_what_keeps_a_node_from_being_of_one_kind() {
 }
 
 #[test]
+fn what_needs_mps_is_not_offered_and_said() {
+    let mut world =
+        World::new([gpu(&H100, 0), cut(1, &[(19, at(0, 1)), (9, at(4, 4))])], MigStrategy::Mixed);
+    world.config.sharing.by_mps =
+        ["nvidia.com/gpu", "nvidia.com/mig-3g.40gb"].map(str::to_owned).into();
+    let offer = world.offer();
+    assert_eq!(counts(&offer), [("nvidia.com/mig-1g.10gb", 1, 1)]);
+    let warning = |resource: &str| {
+        format!(
+            "`{resource}` is not offered: `sharing.mps` shares it, and Kerf does not serve MPS; move it to \
+             `sharing.timeSlicing`"
+        )
+    };
+    let expected = [warning("nvidia.com/gpu"), warning("nvidia.com/mig-3g.40gb")];
+    assert_eq!(offer.warnings, expected);
+}
+
+#[test]
 fn what_a_claim_holds_is_unhealthy_with_the_reason() {
     let mut world = World::new([gpu(&H100, 0), gpu(&H100, 1)], MigStrategy::Mixed);
     world.hold(claim(), "gpu-1", Origin::Found);
@@ -198,8 +216,7 @@ fn shares_are_as_many_devices_of_which_each_can_be_had() {
         devices: SharedDevices::Listed(vec![DeviceRef::Gpu(1)]),
         replicas: 3,
     };
-    world.config.sharing =
-        Sharing { fail_requests_greater_than_one: false, resources: vec![shared] };
+    world.config.sharing = Sharing { resources: vec![shared], ..Sharing::default() };
     let uuid = world.inventory.gpus[1].uuid.0.clone();
     world.hold(container(&format!("{uuid}::1")), "gpu-1", Origin::Found);
     let offer = world.offer();

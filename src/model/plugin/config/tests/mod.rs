@@ -15,7 +15,7 @@ fn shares(name: &str, rename: &str, devices: SharedDevices, replicas: u32) -> Re
 }
 
 fn shared(fail_requests_greater_than_one: bool, resources: Vec<Replicated>) -> Config {
-    let sharing = Sharing { fail_requests_greater_than_one, resources };
+    let sharing = Sharing { fail_requests_greater_than_one, resources, ..Sharing::default() };
     Config { sharing, ..Config::default() }
 }
 
@@ -67,10 +67,11 @@ fn some_devices_are_shared_under_a_name_of_their_own() {
 }
 
 #[test]
-fn mps_is_refused_where_it_shares_anything() {
-    let line = "sharing.mps shares `nvidia.com/gpu`, but MPS is not served; move its resources to \
-                sharing.timeSlicing";
-    assert_eq!(read(include_str!("mps.yaml")), Err(line.to_owned()));
+fn resources_of_mps_are_known_by_name() {
+    let by_mps = BTreeSet::from(["nvidia.com/gpu".to_owned()]);
+    let sharing = Sharing { by_mps, ..Sharing::default() };
+    let expected = Config { sharing, ..Config::default() };
+    assert_eq!(read(include_str!("mps.yaml")), Ok(expected));
     assert_eq!(read("sharing: {mps: {renameByDefault: true}}"), Ok(Config::default()));
 }
 
