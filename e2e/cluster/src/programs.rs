@@ -111,17 +111,24 @@ fn kubernetes(release: Release) -> anyhow::Result<PathBuf> {
     cached(&format!("kubernetes-{version}"), |out| {
         let programs =
             ["kubelet", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
-        let packages = programs.map(|program| format!("k8s.io/kubernetes/cmd/{program}"));
-        let mut module = module("k8s.io/kubernetes", version, &packages);
-        // Its staging modules are folders of its own repository, which is not how others see them.
-        let staging = format!("v0.{}", version.trim_start_matches("v1."));
-        for name in staging_modules(version)? {
-            writeln!(module, "replace {name} => {name} {staging}")?;
-        }
-        // Otherwise they take themselves for a release of no number.
-        let flags = format!("-X k8s.io/component-base/version.gitVersion={version}");
-        go_build(out, &module, &[], &flags, &packages)
+        of_kubernetes(release, out, &programs.map(|program| format!("cmd/{program}")))
     })
+}
+
+/// Builds packages of Kubernetes.
+fn of_kubernetes(release: Release, out: &Path, packages: &[String]) -> anyhow::Result<()> {
+    const FROM: &str = "k8s.io/kubernetes";
+    let version = release.version();
+    let packages: Vec<_> = packages.iter().map(|package| format!("{FROM}/{package}")).collect();
+    let mut module = module(FROM, version, &packages);
+    // Its staging modules are folders of its own repository, which is not how others see them.
+    let staging = format!("v0.{}", version.trim_start_matches("v1."));
+    for name in staging_modules(version)? {
+        writeln!(module, "replace {name} => {name} {staging}")?;
+    }
+    // Otherwise they take themselves for a release of no number.
+    let flags = format!("-X k8s.io/component-base/version.gitVersion={version}");
+    go_build(out, &module, &[], &flags, &packages)
 }
 
 /// The modules that the module's own `go.mod` replaces by folders.
@@ -160,6 +167,15 @@ fn helm() -> anyhow::Result<PathBuf> {
         let packages = ["helm.sh/helm/v4/cmd/helm".to_owned()];
         go_build(out, &module("helm.sh/helm/v4", HELM, &packages), &[], "", &packages)
     })
+}
+
+/// The driver that Kubernetes tests claims with, for devices of nothing; built when a test wants it.
+pub(crate) fn test_driver(release: Release) -> anyhow::Result<PathBuf> {
+    const NAME: &str = "test-driver";
+    let built = cached(&format!("{NAME}-{}", release.version()), |out| {
+        of_kubernetes(release, out, &[format!("test/e2e/dra/{NAME}")])
+    })?;
+    Ok(built.join(NAME))
 }
 
 /// NVIDIA's own device plugin, which nodes have before Kerf; built when a test wants it.

@@ -14,8 +14,9 @@ use serde_json::Value;
 
 use self::{
     budget::pods_of_the_device_plugin_leave_as_budgets_allow,
-    claim_status::claims_are_told_of_their_devices,
-    no_taints::a_gpu_is_withdrawn_where_there_are_no_taints, restart::a_taint_outlives_the_agent,
+    claim_status::{another_drivers_devices_are_left_alone, claims_are_told_of_their_devices},
+    no_taints::a_gpu_is_withdrawn_where_there_are_no_taints,
+    restart::a_taint_outlives_the_agent,
     ward::Ward,
 };
 use super::tests;
@@ -34,6 +35,7 @@ tests!("health":
     pods_of_the_device_plugin_leave_as_budgets_allow,
     a_taint_outlives_the_agent,
     claims_are_told_of_their_devices,
+    another_drivers_devices_are_left_alone,
     a_gpu_is_withdrawn_where_there_are_no_taints,
 );
 

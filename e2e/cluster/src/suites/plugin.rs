@@ -25,6 +25,7 @@ tests!("plugin":
     a_gpu_is_shared,
     mig_devices_that_an_administrator_made,
     mig_devices_are_carved_and_taken_away,
+    a_restarted_container_gets_its_mig_device_again,
     a_reboot_carves_again_what_pods_had,
     a_configuration_is_chosen_by_the_nodes_label,
     nvidias_plugin_is_replaced_under_its_pods,
@@ -173,6 +174,32 @@ fn mig_devices_are_carved_and_taken_away(cluster: &mut Cluster) -> anyhow::Resul
         cluster.apply(&[extended("all", &[(GPU, 7)])])?;
         cluster.running(&["all"])?;
         cluster.check_devices("all")
+    })
+}
+
+/// A container's device is carved before it starts, not only when its pod is admitted.
+fn a_restarted_container_gets_its_mig_device_again(cluster: &mut Cluster) -> anyhow::Result<()> {
+    with(cluster, &ON_DEMAND, || {
+        offers(cluster, "nvidia.com/mig-2g.20gb", 24)?;
+        let mut again = extended("again", &[("nvidia.com/mig-2g.20gb", 1)]);
+        merge(&mut again["spec"], json!({ "restartPolicy": "Always" }));
+        cluster.apply(&[again])?;
+        cluster.running(&["again"])?;
+        let node = cluster.node();
+        let snapshot = node.machine.snapshot()?;
+        let cut = snapshot.gpus.iter().position(|gpu| !gpu.instances.is_empty());
+        node.machine.reset_gpu(cut.context("nothing is cut")?)?;
+        ensure!(node.cut()? == 0, "{} instances", node.cut()?);
+        let pod = cluster.get(&["pod", "again"])?;
+        let container = &pod["status"]["containerStatuses"][0];
+        node.kill_container(container["containerID"].as_str().context("it has an id")?)?;
+        wait::until("the container to run again", || {
+            let pod = cluster.get(&["pod", "again"])?;
+            let container = &pod["status"]["containerStatuses"][0];
+            Ok(container["restartCount"] == 1 && container["ready"] == true)
+        })?;
+        ensure!(node.cut()? == 1, "{} instances", node.cut()?);
+        cluster.check_devices("again")
     })
 }
 

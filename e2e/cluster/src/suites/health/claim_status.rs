@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use super::ward::Ward;
 use crate::{
     cluster::Cluster,
-    manifests::{devices, mig, pod, template},
+    command::Run as _,
+    manifests::{cel, devices, mig, one, pod, template},
     node::Node,
-    wait,
+    programs, wait,
 };
 
 pub(super) fn claims_are_told_of_their_devices(cluster: &mut Cluster) -> anyhow::Result<()> {
@@ -50,6 +51,65 @@ pub(super) fn claims_are_told_of_their_devices(cluster: &mut Cluster) -> anyhow:
         machine.set_recovery_action(gpu.index, reset, false)?;
         let not_contained = "memory error, not contained (XID 95)";
         is_told(ward, &claim, &told(["False", "Unhealthy", not_contained]))
+    })
+}
+
+/// Of a claim for devices of two drivers, each says what it knows, and neither takes that from the other.
+pub(super) fn another_drivers_devices_are_left_alone(cluster: &mut Cluster) -> anyhow::Result<()> {
+    const OTHER: &str = "test-driver.example.com";
+    let program = programs::test_driver(cluster.release)?;
+    Ward::with(cluster, &["claimStatus=true"], |ward| {
+        // It does not make that by itself.
+        let sockets = format!("/var/lib/kubelet/plugins/{OTHER}");
+        ward.sick.command("mkdir")?.arg(&sockets).run()?;
+        let mut driver = ward.sick.command(&program)?;
+        driver.args(["kubelet-plugin", "--drivername", OTHER, "--node-name", &ward.sick.name]);
+        driver.arg("--kubeconfig").arg(ward.cluster.kubeconfig());
+        ward.sick.daemons.start("test-driver", &mut driver)?;
+        let class = json!({
+            "apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": { "name": OTHER },
+            "spec": { "selectors": [cel(&format!("device.driver == '{OTHER}'"))] },
+        });
+        let both = template("both", devices(&[one("gpu", "gpu.nvidia.com"), one("other", OTHER)]));
+        ward.cluster.apply(&[class, both, ward.only_there(pod("both", "both"))])?;
+        ward.cluster.running(&["both"])?;
+        let claim = ward.claim_of("both")?;
+        let gpu = ward.gpu_of("both")?;
+        let condition_of_gpu = |healthy: &str| {
+            wait::until(&format!("the GPU to be told as {healthy}"), || {
+                let claim = ward.cluster.get(&["resourceclaim", &claim])?;
+                let said = claim["status"]["devices"].as_array().into_iter().flatten();
+                let mut ours = said.filter(|device| device["driver"] == "gpu.nvidia.com");
+                Ok(ours.next().is_some_and(|ours| ours["conditions"][1]["reason"] == healthy))
+            })
+        };
+        condition_of_gpu("Healthy")?;
+        let allocated = ward.cluster.get(&["resourceclaim", &claim])?;
+        let results = allocated["status"]["allocation"]["devices"]["results"].as_array();
+        let theirs = results.into_iter().flatten().find(|result| result["driver"] == OTHER);
+        let theirs = theirs.context("the other driver's device is not allocated")?;
+        let said = json!({
+            "driver": OTHER, "pool": theirs["pool"], "device": theirs["device"],
+            "data": { "link": "up" },
+        });
+        let status = json!({
+            "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
+            "metadata": { "name": claim }, "status": { "devices": [said] },
+        });
+        let mut apply = ward.cluster.kubectl_command();
+        apply.args(["apply", "--server-side", "--subresource=status", "--field-manager", OTHER]);
+        apply.arg("--filename").arg(ward.cluster.write_list(&[status])?).run()?;
+        gpu.falls_off()?;
+        condition_of_gpu("Unhealthy")?;
+        let told = ward.cluster.get(&["resourceclaim", &claim])?;
+        let devices = told["status"]["devices"].as_array().context("nothing is told")?;
+        let of_other: Vec<_> = devices.iter().filter(|one| one["driver"] == OTHER).collect();
+        ensure!(
+            of_other.len() == 1 && of_other[0]["data"] == said["data"] && devices.len() == 2,
+            "{}",
+            told["status"]["devices"]
+        );
+        ward.cluster.kubectl(&["delete", "deviceclass", OTHER]).map(drop)
     })
 }
 
