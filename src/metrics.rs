@@ -15,6 +15,7 @@ use self::instrument::{Counters, Histograms};
 use crate::model::{
     exposition::{Family, Labels},
     gpu::GpuUuid,
+    holder::Holder,
 };
 
 /// Seconds, from what takes no time to what the kubelet gives up on (45 s) and beyond.
@@ -71,6 +72,14 @@ pub enum Recovered {
 }
 
 impl Door {
+    /// By which a holder came.
+    pub fn of(holder: &Holder) -> Self {
+        match holder {
+            Holder::Claim(_) => Self::Dra,
+            Holder::Container(_) => Self::DevicePlugin,
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Dra => "dra",
@@ -127,7 +136,8 @@ impl Metrics {
     }
 
     fn timed(&self, what: What, door: Door) -> Timed {
-        Timed { metrics: self.clone(), what, door, begin: Instant::now(), outcome: Outcome::Failed }
+        let (begin, outcome) = (Instant::now(), Some(Outcome::Failed));
+        Timed { metrics: self.clone(), what, door, begin, outcome }
     }
 
     /// A GPU's lock was waited for.
@@ -259,7 +269,7 @@ enum What {
     Unprepare,
 }
 
-/// Measures until it is ended, or dropped, which counts as failed.
+/// Measures until it is ended or cancelled, or dropped, which counts as failed.
 #[derive(Debug)]
 #[must_use]
 pub struct Timed {
@@ -267,23 +277,30 @@ pub struct Timed {
     what: What,
     door: Door,
     begin: Instant,
-    outcome: Outcome,
+    /// Absent for one that does not count.
+    outcome: Option<Outcome>,
 }
 
 impl Timed {
     /// Ends it.
     pub fn end(mut self, outcome: Outcome) {
-        self.outcome = outcome;
+        self.outcome = Some(outcome);
+    }
+
+    /// Forgets it: there was nothing to do.
+    pub fn cancel(mut self) {
+        self.outcome = None;
     }
 }
 
 impl Drop for Timed {
     fn drop(&mut self) {
+        let Some(outcome) = self.outcome else { return };
         let durations = match self.what {
             What::Prepare => &self.metrics.0.prepare,
             What::Unprepare => &self.metrics.0.unprepare,
         };
-        durations.observe((self.door, self.outcome), self.begin.elapsed());
+        durations.observe((self.door, outcome), self.begin.elapsed());
     }
 }
 

@@ -135,14 +135,8 @@ impl Driver {
             // Given out while this waited for its turn, it was not to be listed yet.
             let id = container.id.clone();
             let ended = move |driver: &Self| !driver.is_given_since(&id, asked);
-            let timed = self.metrics.unprepare(Door::DevicePlugin);
-            let released = self.let_go_if(&record.plan.holder, ended).await;
-            timed.end(outcome(&released));
-            match released {
-                Ok(()) => {}
-                Err(error) => {
-                    tracing::warn!(id = container.id, error = %error.line(), "not released yet");
-                }
+            if let Err(error) = self.let_go_if(&record.plan.holder, ended).await {
+                tracing::warn!(id = container.id, error = %error.line(), "not released yet");
             }
         }
     }

@@ -36,10 +36,7 @@ impl Driver {
     /// # Errors
     /// Its record stays then, so that the next call goes on.
     pub async fn unprepare(self: &Arc<Self>, claim: &ClaimRef) -> Result<(), Error> {
-        let timed = self.metrics.unprepare(Door::Dra);
-        let released = self.let_go(&Holder::Claim(claim.clone())).await;
-        timed.end(outcome(&released));
-        released
+        self.let_go(&Holder::Claim(claim.clone())).await
     }
 
     /// Takes away what was made for a holder.
@@ -53,10 +50,25 @@ impl Driver {
         holder: &Holder,
         is_so: impl FnOnce(&Self) -> bool + Send,
     ) -> Result<(), Error> {
+        let timed = self.metrics.unprepare(Door::of(holder));
+        let done = self.try_let_go(holder, is_so).await;
+        match done {
+            Ok(false) => timed.cancel(),
+            _ => timed.end(outcome(&done)),
+        }
+        done.map(drop)
+    }
+
+    /// Whether it was so.
+    async fn try_let_go(
+        self: &Arc<Self>,
+        holder: &Holder,
+        is_so: impl FnOnce(&Self) -> bool + Send,
+    ) -> Result<bool, Error> {
         let work = self.begin()?;
         let turn = self.claims.lock(holder.key()).await;
         if !is_so(self) {
-            return Ok(());
+            return Ok(false);
         }
         let record = self.ledger.get(holder.key());
         let gpus = record.as_ref().map(made_on).unwrap_or_default();
@@ -67,9 +79,10 @@ impl Driver {
             let _files = driver.lock_files(&gpus)?;
             driver.acting()?;
             match record {
-                Some(record) => driver.undo(&record),
-                None => driver.remove_spec(&holder),
+                Some(record) => driver.undo(&record)?,
+                None => driver.remove_spec(&holder)?,
             }
+            Ok(true)
         })
         .await
     }

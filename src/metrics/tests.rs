@@ -37,6 +37,7 @@ fn calls_that_end_in_any_way_are_counted() {
     drop(metrics.prepare(Door::Dra));
     metrics.prepare(Door::DevicePlugin).end(Outcome::Ok);
     metrics.unprepare(Door::Dra).end(Outcome::Failed);
+    metrics.unprepare(Door::DevicePlugin).cancel();
     let page = page(&metrics.families(), Format::Text);
     let counts: Vec<_> = page.lines().filter(|line| line.contains("_count{")).collect();
     let expected = [
