@@ -227,8 +227,8 @@ impl Ready {
             () = self.compare(&driver) => {}
             () = driver.watch_health() => {}
             () = driver.take_samples(args.metrics.interval()) => {}
-            () = driver.evict_pods() => {}
-            () = tell_claims(args, &driver) => {}
+            () = driver.evict_pods(), if args.health.evict_plugin_pods => {}
+            () = driver.tell_claims_of_devices(), if args.health.claim_status => {}
             () = lost => {
                 socket_file.leave();
                 orders_file.leave();
@@ -355,14 +355,6 @@ impl Ready {
                 look.tick().await;
             }
         }
-    }
-}
-
-/// Tells claims what they have, where that is wanted.
-async fn tell_claims(args: &Args, driver: &Arc<Driver>) {
-    match args.health.claim_status {
-        true => driver.tell_claims_of_devices().await,
-        false => std::future::pending().await,
     }
 }
 

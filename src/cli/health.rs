@@ -67,7 +67,6 @@ impl HealthArgs {
         };
         let evicted = Evicted(self.evict_on.iter().flatten().copied().collect());
         let kernel_log = Some(self.kernel_log.clone()).filter(|path| !path.as_os_str().is_empty());
-        let evict_plugin_pods = self.evict_plugin_pods;
-        Ok(HealthParts { health, evicted, evict_plugin_pods, kernel_log, log_read })
+        Ok(HealthParts { health, evicted, kernel_log, log_read })
     }
 }

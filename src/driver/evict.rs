@@ -1,6 +1,6 @@
 //! Pods that the device plugin serves are moved by nobody else: their eviction, where the operator wants it.
 
-use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
@@ -14,9 +14,6 @@ impl Driver {
     /// Evicts pods with devices of the device plugin from GPUs with faults that the operator has named. Runs
     /// for as long as it is polled.
     pub async fn evict_pods(self: &Arc<Self>) {
-        if !self.health.evict_plugin_pods {
-            return pending().await;
-        }
         let mut findings = self.watch_findings();
         let mut ledger = self.ledger_changes();
         loop {

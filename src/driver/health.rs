@@ -1,7 +1,7 @@
 //! Health of the node's GPUs: what is seen goes in, what is found goes to all who act on it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -24,8 +24,6 @@ pub struct HealthParts {
     pub health: Health,
     /// From what pods are moved.
     pub evicted: Evicted,
-    /// Whether pods with devices of the device plugin are moved too.
-    pub evict_plugin_pods: bool,
     /// Where the kernel's log is; not read if absent.
     pub kernel_log: Option<PathBuf>,
     /// How far an earlier agent of this boot has read it.
@@ -37,10 +35,9 @@ pub(super) struct Watch {
     state: Mutex<State>,
     findings: watch::Sender<Arc<Findings>>,
     pub(super) evicted: Evicted,
-    pub(super) evict_plugin_pods: bool,
     pub(super) kernel_log: Option<PathBuf>,
-    /// What signs come by does not work, by source, one line each.
-    deaf: watch::Sender<BTreeSet<String>>,
+    /// Sources of signs that do not work, and why.
+    deaf: Mutex<BTreeMap<&'static str, String>>,
     /// GPUs that are to be read soon.
     ask: mpsc::UnboundedSender<GpuUuid>,
     pub(super) asked: tokio::sync::Mutex<mpsc::UnboundedReceiver<GpuUuid>>,
@@ -53,7 +50,7 @@ struct State {
 
 impl Watch {
     pub(super) fn new(parts: HealthParts, boot_id: &str) -> Self {
-        let HealthParts { health, evicted, evict_plugin_pods, kernel_log, log_read } = parts;
+        let HealthParts { health, evicted, kernel_log, log_read } = parts;
         let findings = watch::Sender::new(Arc::new(health.findings()));
         let kept = Kept { health: health.save(boot_id), log_read };
         let (ask, asked) = mpsc::unbounded_channel();
@@ -61,9 +58,8 @@ impl Watch {
             state: Mutex::new(State { health, kept }),
             findings,
             evicted,
-            evict_plugin_pods,
             kernel_log,
-            deaf: watch::Sender::default(),
+            deaf: Mutex::default(),
             ask,
             asked: tokio::sync::Mutex::new(asked),
         }
@@ -83,15 +79,16 @@ impl Watch {
     }
 
     /// Notes that a source of signs does not work, or that it works again.
-    pub(super) fn hears(&self, source: &str, problem: Option<&str>) {
-        self.deaf.send_if_modified(|deaf| {
-            let line = problem.map(|problem| format!("{source}: {problem}"));
-            let others = deaf.iter().filter(|line| !line.starts_with(source)).cloned();
-            let now: BTreeSet<_> = others.chain(line).collect();
-            let changed = now != *deaf;
-            *deaf = now;
-            changed
-        });
+    pub(super) fn hears(&self, source: &'static str, problem: Option<&str>) {
+        let mut deaf = self.deaf();
+        match problem {
+            Some(problem) => deaf.insert(source, problem.to_owned()),
+            None => deaf.remove(source),
+        };
+    }
+
+    fn deaf(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
+        self.deaf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -112,7 +109,8 @@ impl Driver {
 
     /// The sources of signs that do not work, one line each.
     pub fn deaf(&self) -> Vec<String> {
-        self.health.deaf.borrow().iter().cloned().collect()
+        let deaf = self.health.deaf();
+        deaf.iter().map(|(source, problem)| format!("{source}: {problem}")).collect()
     }
 
     /// Takes in a sign that NVML reported.
