@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::RETRY;
+use super::Pause;
 use crate::{
     driver::{Driver, machine::Machine},
     model::gpu::Gpu,
@@ -65,8 +65,7 @@ impl Driver {
     /// Listens to the GPUs that answer, anew whenever those are others.
     async fn listen(&self, tell: mpsc::UnboundedSender<Heard>) {
         let mut machine = self.machine.watch();
-        let (least, most) = RETRY;
-        let mut pause = least;
+        let mut pause = Pause::new();
         loop {
             machine.mark_unchanged();
             let began = Instant::now();
@@ -79,9 +78,8 @@ impl Driver {
                     self.machine.suspect();
                 }
             }
-            pause = if began.elapsed() > most { least } else { (pause * 2).min(most) };
             tokio::select! {
-                () = sleep(pause) => {}
+                () = sleep(pause.after(began)) => {}
                 Ok(()) = machine.changed() => {}
             }
         }

@@ -3,9 +3,9 @@
 use std::{convert::Infallible, io, path::Path, sync::Arc};
 
 use k8s_openapi::jiff::Timestamp;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use super::RETRY;
+use super::Pause;
 use crate::{
     driver::{Driver, machine::Library},
     model::health::kernel_log::{self, LoggedXid},
@@ -19,16 +19,15 @@ impl Driver {
     /// Takes in what the kernel's log says of GPUs, from the start of the boot on.
     pub(super) async fn follow_log(self: &Arc<Self>) {
         let Some(path) = &self.health.kernel_log else { return };
-        let (least, most) = RETRY;
-        let mut pause = least;
+        let mut pause = Pause::new();
         loop {
+            let began = Instant::now();
             let problem = match self.read_log(path).await {
                 Ok(never) => match never {},
                 Err(error) => format!("`{}`: {error}", path.display()),
             };
             self.health.hears(SOURCE, Some(&problem));
-            sleep(pause).await;
-            pause = (pause * 2).min(most);
+            sleep(pause.after(began)).await;
         }
     }
 

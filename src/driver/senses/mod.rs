@@ -6,10 +6,29 @@ mod readings;
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::Driver;
 
-/// Between attempts at a source that fails: at least and at most.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How long to wait before a source that failed is tried again: longer each time, until it has worked for a
+/// while.
+struct Pause(Duration);
+
+impl Pause {
+    const LEAST: Duration = Duration::from_secs(1);
+    const MOST: Duration = Duration::from_secs(30);
+
+    fn new() -> Self {
+        Self(Self::LEAST)
+    }
+
+    /// After an attempt that began then.
+    fn after(&mut self, began: Instant) -> Duration {
+        let pause = if began.elapsed() > Self::MOST { Self::LEAST } else { self.0 };
+        self.0 = (pause * 2).min(Self::MOST);
+        pause
+    }
+}
 
 impl Driver {
     /// Watches over the GPUs' health for as long as it is polled.
