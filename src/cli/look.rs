@@ -107,7 +107,7 @@ fn unanswered(calls: &Calls, index: u32) -> Unreadable {
     let call = calls.iter().find(|call| call.gpu == Some(index));
     let slow = || format!("not read within {} s", PATIENCE.as_secs());
     let reason = call.map_or_else(slow, ToString::to_string);
-    Unreadable { index, uuid: None, reason, lost: false, known: None }
+    Unreadable::silent(index, None, reason)
 }
 
 /// Adds what NVML does not tell: the place in the machine, and the numbers that an agent gave.

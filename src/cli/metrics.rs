@@ -1,11 +1,9 @@
 //! The page of metrics: how it is made, and from what.
 
-use std::{
-    num::NonZeroU32,
-    time::{Duration, SystemTime},
-};
+use std::{num::NonZeroU32, time::Duration};
 
 use clap::builder::PossibleValue;
+use k8s_openapi::jiff::Timestamp;
 
 use super::report::Reporter;
 use crate::{
@@ -13,6 +11,7 @@ use crate::{
     metrics::{Metrics, readiness},
     model::{
         exposition::{self, Family, Format},
+        sample,
         series::{self, HostnameLabel, Input, Options},
     },
 };
@@ -91,8 +90,7 @@ impl Page {
     }
 
     fn of_gpus(&self, driver: &Driver) -> Vec<Family> {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let now = since.unwrap_or_default().as_secs_f64();
+        let now = sample::seconds(Timestamp::now());
         series::families(&Input {
             inventory: &driver.machine().inventory(),
             samples: &driver.samples(),

@@ -189,10 +189,7 @@ impl Reporter {
             started_at: self.started_at.clone(),
             state: self.state(),
         };
-        let driver = match self.phase() {
-            Phase::Acting(driver) => Some(driver),
-            _ => None,
-        };
+        let driver = self.acting();
         let dra = driver.is_some() && self.open().dra;
         let records = driver.as_ref().map(|driver| driver.records()).unwrap_or_default();
         Status {

@@ -190,7 +190,7 @@ fn troubles(status: &Status, now: Timestamp, style: Style) -> String {
     for gpu in &status.gpus {
         for finding in &gpu.findings {
             let since = age(&finding.since.to_string(), now);
-            let what = format!("GPU {} {} for {since}:", gpu.index, severity(finding.severity));
+            let what = format!("GPU {} {} for {since}:", gpu.index, finding.severity.name());
             line(&what, &finding.line());
         }
     }
@@ -200,19 +200,12 @@ fn troubles(status: &Status, now: Timestamp, style: Style) -> String {
     text
 }
 
-fn severity(severity: Severity) -> &'static str {
-    match severity {
-        Severity::Warning => "warning",
-        Severity::Unhealthy => "unhealthy",
-    }
-}
-
 fn gpus(gpus: &[GpuStatus]) -> String {
     let head = ["GPU", "UUID", "PRODUCT", "HEALTH", "UTIL", "MEMORY", "TEMP", "POWER"];
     let rows = gpus.iter().map(|gpu| {
         let load = gpu.load.unwrap_or_default();
         let health = match gpu.findings.first() {
-            Some(worst) => severity(worst.severity),
+            Some(worst) => worst.severity.name(),
             None if gpu.served => "healthy",
             None => "not served",
         };

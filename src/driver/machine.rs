@@ -311,13 +311,9 @@ impl Machine {
                     inventory.gpus.extend(gpu.cloned());
                     inventory.unreadable.extend(silent.cloned());
                 }
-                Err(panic) => inventory.unreadable.push(Unreadable {
-                    index,
-                    uuid: None,
-                    reason: panic.to_string(),
-                    lost: false,
-                    known: None,
-                }),
+                Err(panic) => {
+                    inventory.unreadable.push(Unreadable::silent(index, None, panic.to_string()));
+                }
             }
         }
         for silent in &mut inventory.unreadable {
@@ -337,15 +333,7 @@ impl Machine {
         if known.as_ref().is_some_and(|uuid| self.is_released(uuid)) {
             return release::reading(index, known);
         }
-        let failed = |reason: String| {
-            Reading::Failed(Unreadable {
-                index,
-                uuid: known.clone(),
-                reason,
-                lost: false,
-                known: None,
-            })
-        };
+        let failed = |reason| Reading::Failed(Unreadable::silent(index, known.clone(), reason));
         // Asked again, a GPU that hangs would take one thread each time.
         if self.hung().iter().any(|call| call.gpu == Some(index)) {
             return failed(self.slow(index));

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use k8s_openapi::jiff::Timestamp;
@@ -18,7 +18,7 @@ use crate::{
     model::{
         gpu::{Gpu, GpuUuid},
         health::xid_name,
-        sample::{Samples, Taken},
+        sample::{self, Samples, Taken},
         series::{GpuEvents, GpuHistory, LastXid, Options},
     },
     node::nvml::Gpm,
@@ -61,8 +61,7 @@ impl Driver {
         let sample = spawn_blocking(move || nvml.sample(&gpu, &mut seen));
         match sample.await {
             Ok(Ok(sample)) => {
-                let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-                let at = since.unwrap_or_default().as_secs_f64();
+                let at = sample::seconds(Timestamp::now());
                 let taken = Taken { at, sample: Arc::new(sample) };
                 if let Some(reasons) = taken.sample.clocks_event_reasons {
                     self.note(&uuid, |history| history.clock_events(at, reasons));
@@ -80,7 +79,7 @@ impl Driver {
     /// Notes an XID, for those who count them.
     pub(super) fn note_xid(&self, gpu: &GpuUuid, code: u32, at: Timestamp) {
         let xid = LastXid { code, message: xid_name(code) };
-        self.note(gpu, |history| history.xid(at.as_millisecond() as f64 / 1e3, xid));
+        self.note(gpu, |history| history.xid(sample::seconds(at), xid));
     }
 
     /// What happened to the GPUs, counted in the windows of the options.

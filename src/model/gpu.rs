@@ -106,6 +106,13 @@ pub struct Unreadable {
     pub known: Option<Arc<Gpu>>,
 }
 
+impl Unreadable {
+    /// A GPU that does not answer, for a reason in one line.
+    pub fn silent(index: u32, uuid: Option<GpuUuid>, reason: String) -> Self {
+        Self { index, uuid, reason, lost: false, known: None }
+    }
+}
+
 /// One physical GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

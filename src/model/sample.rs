@@ -1,6 +1,13 @@
 //! What a GPU says of its load and state at one time. A value that it does not give is absent.
 
+use k8s_openapi::jiff::Timestamp;
+
 use crate::model::gpu::GpuUuid;
+
+/// Seconds since 1970, as series count them.
+pub fn seconds(at: Timestamp) -> f64 {
+    at.as_millisecond() as f64 / 1e3
+}
 
 /// One GPU's values.
 #[derive(Clone, Debug, Default, PartialEq)]

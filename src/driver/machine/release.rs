@@ -57,5 +57,5 @@ impl Machine {
 /// What is read of a GPU that was let go.
 pub(super) fn reading(index: u32, uuid: Option<GpuUuid>) -> Reading {
     let reason = "released, so that it can be reset".to_owned();
-    Reading::Failed(Unreadable { index, uuid, reason, lost: false, known: None })
+    Reading::Failed(Unreadable::silent(index, uuid, reason))
 }

@@ -20,6 +20,16 @@ pub enum Severity {
     Unhealthy,
 }
 
+impl Severity {
+    /// As people and queries read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Warning => "warning",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
 /// What kind of fault it is; policies speak of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,6 +70,22 @@ impl Class {
         Self::Security,
         Self::Unknown,
     ];
+
+    /// As flags, files and queries spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Application => "application",
+            Self::Driver => "driver",
+            Self::Firmware => "firmware",
+            Self::Memory => "memory",
+            Self::Link => "link",
+            Self::Bus => "bus",
+            Self::Power => "power",
+            Self::Thermal => "thermal",
+            Self::Security => "security",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// How much of a GPU is concerned.

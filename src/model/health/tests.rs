@@ -45,10 +45,7 @@ fn answer(code: u32) -> Readings {
 
 /// A finding in short: `xid-79 unhealthy`, with the first slice of an instance.
 fn short(finding: &Finding) -> String {
-    let severity = match finding.severity {
-        Severity::Warning => "warning",
-        Severity::Unhealthy => "unhealthy",
-    };
+    let severity = finding.severity.name();
     match finding.extent {
         Extent::Gpu => format!("{} {severity}", finding.reason),
         Extent::Instance(place) => format!("{} {severity} at {}", finding.reason, place.start),

@@ -83,29 +83,10 @@ fn detail(entity: &Entity<'_>, finding: &Finding) -> Labels {
         Extent::Gpu => &entity.which,
         Extent::Instance(place) => at(place).map_or(&entity.which, |instance| &instance.which),
     };
-    let severity = match finding.severity {
-        Severity::Warning => "warning",
-        Severity::Unhealthy => "unhealthy",
-    };
     which.with([
         ("reason", &*finding.reason),
-        ("class", class(finding.class)),
-        ("severity", severity),
+        ("class", finding.class.name()),
+        ("severity", finding.severity.name()),
         ("extent", &extent),
     ])
-}
-
-fn class(class: Class) -> &'static str {
-    match class {
-        Class::Application => "application",
-        Class::Driver => "driver",
-        Class::Firmware => "firmware",
-        Class::Memory => "memory",
-        Class::Link => "link",
-        Class::Bus => "bus",
-        Class::Power => "power",
-        Class::Thermal => "thermal",
-        Class::Security => "security",
-        Class::Unknown => "unknown",
-    }
 }

@@ -74,9 +74,8 @@ fn verdict(rule: &Rule) -> String {
 
 fn severity(severity: Severity, keeps_running_work: bool) -> &'static str {
     match severity {
-        Severity::Warning => "warning",
         Severity::Unhealthy if keeps_running_work => "unhealthy, running work goes on",
-        Severity::Unhealthy => "unhealthy",
+        severity => severity.name(),
     }
 }
 
