@@ -176,11 +176,11 @@ fn gpu(number: u32, instances: u32) -> Gpu {
 
 /// A claim for each instance, or for the GPU.
 fn records(gpu: &Gpu) -> Vec<Record> {
-    let Some(mig) = gpu.mig.as_ref().filter(|mig| mig.enabled) else {
+    if gpu.mig.as_ref().is_none_or(|mig| !mig.enabled) {
         return Device::all(gpu).take(1).map(|whole| record(&whole)).collect();
-    };
+    }
     let carved = Device::all(gpu).filter(|device| match device.target() {
-        Target::Mig { profile, placement, .. } => mig.instance(profile, placement).is_some(),
+        Target::Mig { profile, placement, .. } => gpu.instance(profile, placement).is_some(),
         Target::Gpu { .. } => false,
     });
     carved.map(|device| record(&device)).collect()

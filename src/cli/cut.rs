@@ -157,8 +157,7 @@ impl<'a> Cut<'a> {
     fn existing(self, profile: &Profile) -> u32 {
         let carved = self.instances().filter(|instance| instance.profile == profile.id);
         let awaited = self.parts().filter(|(id, placement, _)| {
-            *id == profile.id
-                && self.gpu.mig.as_ref().is_some_and(|mig| mig.instance(*id, *placement).is_none())
+            *id == profile.id && self.gpu.instance(*id, *placement).is_none()
         });
         u32::try_from(carved.count() + awaited.count()).unwrap_or(u32::MAX)
     }

@@ -61,9 +61,9 @@ impl<'a> DeviceState<'a> {
             Part::Whole => (None, None),
             Part::Mig(profile, placement) => (Some(profile), Some(placement)),
         };
-        let instance = profile.zip(placement).and_then(|(profile, placement)| {
-            device.gpu.mig.as_ref()?.instance(profile.id, placement)
-        });
+        let instance = profile
+            .zip(placement)
+            .and_then(|(profile, placement)| device.gpu.instance(profile.id, placement));
         let uuid = match device.part {
             Part::Whole => Some(device.gpu.uuid.0.as_str()),
             Part::Mig(..) => instance.and_then(|instance| Some(instance.device()?.uuid.as_str())),

@@ -139,7 +139,7 @@ pub(super) fn record(claim: &str, gpu: &Gpu, part: Option<(&str, u32)>, origin: 
     let uuid = match &target {
         Target::Gpu { gpu } => Some(gpu.0.clone()),
         Target::Mig { profile, placement, .. } => {
-            let instance = gpu.mig.as_ref().unwrap().instance(*profile, *placement);
+            let instance = gpu.instance(*profile, *placement);
             instance.map(|instance| instance.compute[0].uuid.clone())
         }
     };

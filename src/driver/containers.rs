@@ -235,7 +235,7 @@ impl Driver {
         let (instance, uuid) = match &planned.target {
             Target::Gpu { gpu } => (None, gpu.0.clone()),
             Target::Mig { profile, placement, .. } => {
-                let instance = gpu.mig.as_ref().and_then(|mig| mig.instance(*profile, *placement));
+                let instance = gpu.instance(*profile, *placement);
                 let instance = instance.ok_or_else(lost)?;
                 let device = instance.device().ok_or_else(lost)?;
                 (Some(instance), device.uuid.clone())
@@ -278,8 +278,7 @@ impl Driver {
         let uuid = match device.part {
             Part::Whole => Some(device.gpu.uuid.0.clone()),
             Part::Mig(profile, placement) => {
-                let mig = device.gpu.mig.as_ref();
-                let instance = mig.and_then(|mig| mig.instance(profile.id, placement));
+                let instance = device.gpu.instance(profile.id, placement);
                 instance.and_then(|instance| Some(instance.device()?.uuid.clone()))
             }
         };

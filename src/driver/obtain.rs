@@ -120,14 +120,14 @@ impl Driver {
         profile: u32,
         placement: Placement,
     ) -> Result<Live, Error> {
-        let mig = gpu.mig.as_ref();
         // Half of one, left by a repair that was killed.
-        if let Some(half) = mig.and_then(|mig| mig.instance(profile, placement)) {
+        if let Some(half) = gpu.instance(profile, placement) {
             nvml.destroy(gpu, half).map_err(|error| failed(device, error.to_string()))?;
             self.machine.remove_instance(&gpu.uuid, half.id);
             self.count_destroyed(gpu, half);
         }
-        let profile = mig.and_then(|mig| mig.profile(profile)).ok_or_else(|| gone(device))?;
+        let profile = gpu.mig.as_ref().and_then(|mig| mig.profile(profile));
+        let profile = profile.ok_or_else(|| gone(device))?;
         let carved = nvml.carve(gpu, profile, placement);
         let carved = carved.map_err(|error| failed_call(device, error, "carve"))?;
         self.machine.add_instance(&gpu.uuid, carved.clone());
@@ -193,7 +193,7 @@ impl Driver {
 }
 
 pub(super) fn live(gpu: &Gpu, profile: u32, placement: Placement) -> Option<Live> {
-    live_in(gpu.mig.as_ref()?.instance(profile, placement)?)
+    live_in(gpu.instance(profile, placement)?)
 }
 
 pub(super) fn live_in(instance: &GpuInstance) -> Option<Live> {

@@ -84,7 +84,7 @@ impl Driver {
         let instance = match &planned.target {
             Target::Gpu { .. } => None,
             Target::Mig { profile, placement, .. } => {
-                let instance = gpu.mig.as_ref().and_then(|mig| mig.instance(*profile, *placement));
+                let instance = gpu.instance(*profile, *placement);
                 let uuid = instance.and_then(|instance| Some(&instance.device()?.uuid));
                 if uuid.is_none() || uuid != prepared.uuid.as_ref() {
                     return Ok(None);

@@ -164,7 +164,7 @@ impl Driver {
         recorded: Option<&str>,
     ) -> Result<(), Error> {
         let Target::Mig { profile, placement, .. } = &device.target else { return Ok(()) };
-        let instance = gpu.mig.as_ref().and_then(|mig| mig.instance(*profile, *placement));
+        let instance = gpu.instance(*profile, *placement);
         let Some(instance) = instance else { return Ok(()) };
         if let (Some(recorded), Some(live)) = (recorded, instance.device())
             && live.uuid != recorded

@@ -96,7 +96,7 @@ fn instance<'i>(target: &Target, inventory: &'i Inventory) -> Option<&'i GpuInst
     match target {
         Target::Gpu { .. } => None,
         Target::Mig { gpu, profile, placement, .. } => {
-            inventory.gpu(gpu)?.mig.as_ref()?.instance(*profile, *placement)
+            inventory.gpu(gpu)?.instance(*profile, *placement)
         }
     }
 }

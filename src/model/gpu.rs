@@ -167,6 +167,15 @@ impl Gpu {
         }
         gpu
     }
+
+    /// The instance of this profile at this place.
+    pub fn instance(&self, profile: u32, placement: Placement) -> Option<&GpuInstance> {
+        self.mig
+            .as_ref()?
+            .instances
+            .iter()
+            .find(|instance| instance.profile == profile && instance.placement == placement)
+    }
 }
 
 /// Where a GPU is in an NVLink fabric of several machines.
@@ -199,13 +208,6 @@ impl Mig {
     /// The profile with this id.
     pub fn profile(&self, id: u32) -> Option<&Profile> {
         self.profiles.iter().find(|profile| profile.id == id)
-    }
-
-    /// The instance of this profile at this place.
-    pub fn instance(&self, profile: u32, placement: Placement) -> Option<&GpuInstance> {
-        self.instances
-            .iter()
-            .find(|instance| instance.profile == profile && instance.placement == placement)
     }
 
     /// How many memory slices the GPU has: the end of the furthest placement.

@@ -82,7 +82,7 @@ impl Site<'_> {
 
     fn mig(&self, mig: &Mig, profile: &Profile, placement: Placement) -> Result<Origin, Reason> {
         let gpu = self.gpu.index;
-        if let Some(instance) = mig.instance(profile.id, placement) {
+        if let Some(instance) = self.gpu.instance(profile.id, placement) {
             return match instance.device() {
                 Some(_) => Ok(Origin::Found),
                 None => Err(Reason::Unfilled { gpu, instance: Instance::of(self.gpu, instance) }),

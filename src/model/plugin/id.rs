@@ -84,8 +84,7 @@ impl DeviceId {
         devices.find(|device| match (&self.device, device.part) {
             (Named::Gpu(uuid), Part::Whole) => device.gpu.uuid == *uuid,
             (Named::Mig(uuid), Part::Mig(profile, placement)) => {
-                let mig = device.gpu.mig.as_ref();
-                let instance = mig.and_then(|mig| mig.instance(profile.id, placement));
+                let instance = device.gpu.instance(profile.id, placement);
                 instance.and_then(|instance| instance.device()).is_some_and(|d| d.uuid == *uuid)
             }
             (Named::Placement { gpu, profile, start }, Part::Mig(other, placement)) => {

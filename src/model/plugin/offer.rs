@@ -167,7 +167,7 @@ fn on_demand(offer: &mut Offer, input: &OfferInput<'_>, gpu: &Gpu) {
     whole(offer, input, gpu);
     for device in Device::all(gpu) {
         let Part::Mig(profile, placement) = device.part else { continue };
-        let instance = gpu.mig.as_ref().and_then(|mig| mig.instance(profile.id, placement));
+        let instance = gpu.instance(profile.id, placement);
         let foreign = instance.filter(|_| !is_made(&device, input.held));
         let id = match foreign {
             None => DeviceId::placement(&gpu.uuid, profile.id, placement.start),
@@ -201,7 +201,7 @@ fn foreign<'g>(
     Device::all(gpu).filter_map(|device| match device.part {
         Part::Whole => None,
         Part::Mig(profile, placement) => {
-            let instance = device.gpu.mig.as_ref()?.instance(profile.id, placement)?;
+            let instance = device.gpu.instance(profile.id, placement)?;
             (!is_made(&device, held)).then_some((device, instance))
         }
     })

@@ -263,7 +263,7 @@ proptest! {
             let there = match &device.target {
                 Target::Gpu { .. } => true,
                 Target::Mig { profile, placement, .. } => {
-                    gpu.mig.as_ref().unwrap().instance(*profile, *placement).is_some()
+                    gpu.instance(*profile, *placement).is_some()
                 }
             };
             prop_assert!(device.origin == Origin::Observed || there == (device.origin == Origin::Found));

@@ -224,7 +224,7 @@ fn expected_names(world: &World, gpu: &Gpu) -> BTreeSet<String> {
                 .held()
                 .iter()
                 .any(|held| held.origin == Origin::Made && *held.target == device.target());
-            made || mig.instance(profile.id, placement).is_none_or(|it| it.device().is_some())
+            made || gpu.instance(profile.id, placement).is_none_or(|it| it.device().is_some())
         }
     };
     Device::all(gpu).filter(published).map(|device| device.name()).collect()

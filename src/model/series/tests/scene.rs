@@ -85,8 +85,7 @@ impl Scene {
         let uuid = match &target {
             Target::Gpu { gpu } => Some(gpu.0.clone()),
             Target::Mig { gpu, profile, placement, .. } => {
-                let mig = self.inventory.gpu(gpu).unwrap().mig.as_ref().unwrap();
-                let instance = mig.instance(*profile, *placement);
+                let instance = self.inventory.gpu(gpu).unwrap().instance(*profile, *placement);
                 instance.and_then(|instance| Some(instance.device()?.uuid.clone()))
             }
         };
