@@ -27,12 +27,12 @@ use super::{
 use crate::{
     cluster::{Cluster, PublishSettings, events::Events},
     driver::{
-        AgentLock, Driver, NAME, Parts, PluginParts,
+        AgentLock, Driver, Parts, PluginParts,
         machine::{Library, Machine},
     },
     kubelet::{self, Served, probe, rival},
     metrics::Metrics,
-    model::{plan::Origin, plugin::config::Config},
+    model::{DRIVER, plan::Origin, plugin::config::Config},
     node::{
         hook, lock,
         store::{Predecessor, SetAside, Store},
@@ -198,7 +198,7 @@ impl Ready {
         let reporter = self.reporter.clone();
         tokio::spawn(status::serve(listener, Arc::new(move || reporter.status())));
 
-        let settings = PublishSettings { driver: NAME.to_owned(), node: args.node_name.clone() };
+        let settings = PublishSettings { driver: DRIVER.to_owned(), node: args.node_name.clone() };
         let events = Events::start(self.cluster.clone(), settings.clone());
         let lost = self.lost(&lock);
         self.install_hook(args, &events);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{driver::NAME, node::host::Host};
+use crate::{model::DRIVER, node::host::Host};
 
 /// Paths of the machine's parts, as this process sees them.
 #[derive(Clone, Debug, clap::Args)]
@@ -72,6 +72,6 @@ impl MachineArgs {
 
     /// The directory of a driver of our name, and so of NVIDIA's.
     pub fn plugin_dir(&self) -> PathBuf {
-        self.kubelet_plugins_directory_path.join(NAME)
+        self.kubelet_plugins_directory_path.join(DRIVER)
     }
 }

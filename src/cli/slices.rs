@@ -6,20 +6,16 @@ use k8s_openapi::{
 };
 
 use crate::model::{
+    DRIVER,
     gpu::Inventory,
     pool::{self, Features, PoolInput, SliceContent},
     record::Held,
 };
 
-/// The name under which the scheduler knows the driver.
-const DRIVER: &str = "gpu.nvidia.com";
-
-/// What an API server keeps that has all that Kerf makes use of.
-const ALL: Features = Features { counters: true, taints: true, separate_counter_slices: true };
-
 /// The slices for a cluster that keeps every field.
 pub(super) fn slices(node: &str, inventory: &Inventory, held: &[Held<'_>]) -> Vec<ResourceSlice> {
-    let content = pool::slices(&PoolInput { held, ..PoolInput::of(node, inventory, ALL) });
+    let content =
+        pool::slices(&PoolInput { held, ..PoolInput::of(node, inventory, Features::ALL) });
     let pool = ResourcePool {
         name: node.to_owned(),
         generation: 1,

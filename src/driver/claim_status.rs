@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use k8s_openapi::api::resource::v1::AllocatedDeviceStatus;
 use tokio::time::sleep;
 
-use super::{Driver, NAME};
-use crate::model::{claim::ClaimRef, claim_status};
+use super::Driver;
+use crate::model::{DRIVER, claim::ClaimRef, claim_status};
 
 /// Preparing one claim changes things several times.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -57,7 +57,7 @@ impl Driver {
             told.keys().map(|claim| (claim.clone(), Vec::new())).collect();
         for record in self.records() {
             if let Some(claim) = record.plan.holder.claim() {
-                let devices = claim_status::devices(NAME, &record, &inventory, &findings);
+                let devices = claim_status::devices(DRIVER, &record, &inventory, &findings);
                 wanted.insert(claim.clone(), devices);
             }
         }

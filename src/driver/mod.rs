@@ -59,10 +59,6 @@ use crate::{
     node::{lock, store::Store},
 };
 
-/// The name under which the kubelet and the scheduler know this driver: NVIDIA's, so that existing
-/// classes and claims work.
-pub const NAME: &str = "gpu.nvidia.com";
-
 /// An NVML call that takes longer is what a claim waits for.
 const SLOW: Duration = Duration::from_secs(1);
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Answer, Driver, Error, NAME, Work,
+    Answer, Driver, Error, Work,
     error::outcome,
     now,
     obtain::{failed, gone, live},
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     metrics::Door,
     model::{
+        DRIVER,
         claim::{Allocation, ClaimRef},
         device::{self, Target},
         gpu::{Gpu, GpuUuid, Inventory},
@@ -66,7 +67,7 @@ impl Driver {
     async fn prepare_claim(self: &Arc<Self>, claim: &ClaimRef) -> Result<Vec<Answer>, Error> {
         let work = self.begin()?;
         let object = self.cluster.claim(claim).await?;
-        let allocation = Allocation::of(&object, NAME, &self.node)?;
+        let allocation = Allocation::of(&object, DRIVER, &self.node)?;
         self.hold(work, allocation).await
     }
 

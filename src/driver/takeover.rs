@@ -6,9 +6,10 @@
 
 use std::sync::Arc;
 
-use super::{Driver, Error, NAME, now};
+use super::{Driver, Error, now};
 use crate::{
     model::{
+        DRIVER,
         plan::Origin,
         record::{Record, State},
         takeover::{self, Checkpoint, Refusal, Site},
@@ -60,7 +61,7 @@ impl Driver {
 
     fn records_of(&self, kept: &Checkpoint, mig: Option<Origin>) -> Result<Vec<Record>, Refusal> {
         let site = Site {
-            driver: NAME,
+            driver: DRIVER,
             pool: &self.node,
             boot_id: &self.boot_id,
             now: &now(),

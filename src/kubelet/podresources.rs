@@ -9,7 +9,10 @@ use tonic::Request;
 use super::probe;
 use crate::{
     driver::{self, ClaimContainers, Listed},
-    model::holder::{Container, ContainerName},
+    model::{
+        DRIVER,
+        holder::{Container, ContainerName},
+    },
     proto::podresources::{
         ContainerResources, ListPodResourcesRequest, PodResources as Pod,
         pod_resources_lister_client::PodResourcesListerClient,
@@ -67,7 +70,7 @@ impl driver::PodResources for PodResources {
 fn claims_of(pod: &Pod) -> impl Iterator<Item = ((String, String), ContainerName)> {
     pod.containers.iter().flat_map(move |container| {
         let ours = container.dynamic_resources.iter().filter(|claim| {
-            claim.claim_resources.iter().any(|resource| resource.driver_name == driver::NAME)
+            claim.claim_resources.iter().any(|resource| resource.driver_name == DRIVER)
         });
         ours.map(move |claim| {
             let key = (claim.claim_namespace.clone(), claim.claim_name.clone());

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    driver::NAME,
+    model::DRIVER,
     proto::registration::{
         InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
         registration_server::Registration as RegistrationRpc,
@@ -48,7 +48,7 @@ impl RegistrationRpc for Service {
     async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
         Ok(Response::new(PluginInfo {
             r#type: "DRAPlugin".to_owned(),
-            name: NAME.to_owned(),
+            name: DRIVER.to_owned(),
             endpoint: self.endpoint.to_string_lossy().into_owned(),
             supported_versions: SERVED.map(str::to_owned).to_vec(),
         }))

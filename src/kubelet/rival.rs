@@ -12,7 +12,7 @@ use tokio::{net::UnixStream, time::timeout};
 
 use super::probe;
 use crate::{
-    driver::NAME,
+    model::DRIVER,
     proto::registration::{InfoRequest, registration_client::RegistrationClient},
 };
 
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Another process serves the kubelet under our name.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "another driver named `{NAME}` is alive on this node, at `{}`; remove NVIDIA's DRA driver first (its DaemonSet, \
+    "another driver named `{DRIVER}` is alive on this node, at `{}`; remove NVIDIA's DRA driver first (its DaemonSet, \
      or the label that brings it to this node)",
     .0.display()
 )]
@@ -68,10 +68,10 @@ async fn registers_as_us(socket: &Path) -> bool {
         return false;
     }
     match timeout(PATIENCE, name(socket)).await {
-        Ok(Some(name)) => name == NAME,
+        Ok(Some(name)) => name == DRIVER,
         _ => {
             let file = socket.file_name().unwrap_or_default().to_string_lossy();
-            file.strip_prefix(NAME).is_some_and(|rest| rest.starts_with('-'))
+            file.strip_prefix(DRIVER).is_some_and(|rest| rest.starts_with('-'))
         }
     }
 }
@@ -126,12 +126,12 @@ mod tests {
     #[tokio::test]
     async fn a_driver_of_our_name_is_found_by_what_it_says() {
         for (socket, name, rival) in [
-            ("gpu.nvidia.com-reg.sock", NAME, true),
-            ("gpu.nvidia.com-0b7c6f1e-reg.sock", NAME, true),
-            ("dra-Zm9vYmFy-reg.sock", NAME, true),
+            ("gpu.nvidia.com-reg.sock", DRIVER, true),
+            ("gpu.nvidia.com-0b7c6f1e-reg.sock", DRIVER, true),
+            ("dra-Zm9vYmFy-reg.sock", DRIVER, true),
             ("dra-Zm9vYmFy-reg.sock", "nic.example.com", false),
             ("gpu.nvidia.com-reg.sock", "nic.example.com", false),
-            ("gpu.nvidia.com-0b7c6f1e@reg.sock", NAME, false),
+            ("gpu.nvidia.com-0b7c6f1e@reg.sock", DRIVER, false),
         ] {
             let dir = tempfile::tempdir().unwrap();
             serve(&dir.path().join(socket), name);

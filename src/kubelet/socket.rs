@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::net::UnixListener;
 
 use super::Settings;
-use crate::driver::NAME;
+use crate::model::DRIVER;
 
 /// `sun_path` less its NUL.
 pub(super) const LONGEST: usize = 107;
@@ -64,7 +64,7 @@ impl Sockets {
 
     fn named(settings: &Settings, uid: &str) -> Self {
         Self {
-            registration: settings.registry.join(format!("{NAME}-{uid}@reg.sock")),
+            registration: settings.registry.join(format!("{DRIVER}-{uid}@reg.sock")),
             dra: settings.plugin_dir.join(format!("dra@{uid}.sock")),
         }
     }
@@ -101,7 +101,7 @@ pub(super) fn others(own: &Path) -> Vec<PathBuf> {
 /// Removes the sockets of agents that are dead: nobody listens to them. For who acts: a socket that is
 /// bound this moment is not listened to yet.
 pub fn remove_stale(settings: &Settings) {
-    remove_unheard(&settings.registry, NAME, "@reg.sock");
+    remove_unheard(&settings.registry, DRIVER, "@reg.sock");
     remove_unheard(&settings.plugin_dir, "dra@", ".sock");
 }
 

@@ -62,8 +62,7 @@ fn next(
     let usable = |device: &Device<'_>| plan::usable(device, &held, false).is_ok();
     let devices = available.iter().filter_map(|id| Some((id, id.resolve(inventory)?)));
     let free: Vec<_> = devices.filter(|(_, device)| usable(device)).collect();
-    let features = Features { counters: true, taints: true, separate_counter_slices: true };
-    let input = PoolInput { held: &held, ..PoolInput::of("", inventory, features) };
+    let input = PoolInput { held: &held, ..PoolInput::of("", inventory, Features::ALL) };
     let order = pool::best_fit(&input);
     let place = |device: &Device<'_>| order.iter().position(|name| *name == device.name());
     let best = free.iter().min_by_key(|(_, device)| place(device).unwrap_or(usize::MAX));

@@ -34,6 +34,9 @@ pub struct Features {
 }
 
 impl Features {
+    /// All that Kerf makes use of.
+    pub const ALL: Self = Self { counters: true, taints: true, separate_counter_slices: true };
+
     /// Whether taints may be there for people alone: effect `None` came with the separate slices.
     fn informative_taints(self) -> bool {
         self.taints && self.separate_counter_slices

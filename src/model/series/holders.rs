@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Entity;
 use crate::model::{
+    DRIVER,
     claim::ClaimRef,
     device::Target,
     exposition::{Family, Labels},
@@ -12,9 +13,6 @@ use crate::model::{
     plan::{Origin, PlannedDevice},
     record::{Record, State},
 };
-
-/// The name under which the driver's claims are allocated.
-const DRIVER: &str = "gpu.nvidia.com";
 
 /// The label that dcgm-exporter does not have, and so only `kerf_device_holder` has.
 const RESOURCE: &str = "resource";

@@ -19,7 +19,7 @@ use crate::model::{
 use limits::Server;
 
 const V1_34: Features = Features { counters: true, taints: true, separate_counter_slices: false };
-const V1_37: Features = Features { counters: true, taints: true, separate_counter_slices: true };
+const V1_37: Features = Features::ALL;
 const NO_COUNTERS: Features =
     Features { counters: false, taints: true, separate_counter_slices: true };
 

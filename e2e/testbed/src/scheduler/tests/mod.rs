@@ -88,7 +88,7 @@ fn slices_of(gpus: u32) -> Vec<ResourceSlice> {
         gpus: (0..gpus).map(h100).collect(),
         unreadable: Vec::new(),
     };
-    let features = Features { counters: true, taints: true, separate_counter_slices: true };
+    let features = Features::ALL;
     let content = pool::slices(&PoolInput::of(NODE, &inventory, features));
     let count = i64::try_from(content.len()).unwrap();
     let slices = content.into_iter().enumerate().map(|(index, content)| ResourceSlice {
