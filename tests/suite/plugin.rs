@@ -358,9 +358,17 @@ async fn a_configuration_that_is_edited_takes_effect() {
 
     // What cannot be read changes nothing, and is said.
     write("sharring: {}");
-    let said = || given::status(&testbed).is_some_and(|s| s.warnings.join("").contains("sharring"));
-    given::until("the warning", said).await;
+    let said = |what: &str| {
+        given::status(&testbed).is_some_and(|status| status.warnings.join("").contains(what))
+    };
+    given::until("the warning", || said("sharring")).await;
     assert_eq!(testbed.kubelet.state().resources[GPU].allocatable(), 8);
+
+    // What nothing serves is not offered, and said.
+    write("sharing: {mps: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}");
+    given::until("the warning", || said("`nvidia.com/gpu` is not offered")).await;
+    let none = || testbed.kubelet.state().resources.get(GPU).is_none_or(|it| it.allocatable() == 0);
+    given::until("nothing to be offered", none).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
