@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 
-use super::{Machine, Reading};
+use super::{Machine, read::Reading};
 use crate::model::gpu::{GpuUuid, Unreadable};
 
 /// How long calls under way may take when a GPU is to be let go.
