@@ -177,14 +177,19 @@ fn mig_devices_are_carved_and_taken_away(cluster: &mut Cluster) -> anyhow::Resul
     })
 }
 
+/// A pod, `again`, with a MIG device that is carved for it, whose container is started whenever it ends.
+fn start_again(cluster: &Cluster) -> anyhow::Result<()> {
+    offers(cluster, "nvidia.com/mig-2g.20gb", 24)?;
+    let mut again = extended("again", &[("nvidia.com/mig-2g.20gb", 1)]);
+    merge(&mut again["spec"], json!({ "restartPolicy": "Always" }));
+    cluster.apply(&[again])?;
+    cluster.running(&["again"])
+}
+
 /// A container's device is carved before it starts, not only when its pod is admitted.
 fn a_restarted_container_gets_its_mig_device_again(cluster: &mut Cluster) -> anyhow::Result<()> {
     with(cluster, &ON_DEMAND, || {
-        offers(cluster, "nvidia.com/mig-2g.20gb", 24)?;
-        let mut again = extended("again", &[("nvidia.com/mig-2g.20gb", 1)]);
-        merge(&mut again["spec"], json!({ "restartPolicy": "Always" }));
-        cluster.apply(&[again])?;
-        cluster.running(&["again"])?;
+        start_again(cluster)?;
         let node = cluster.node();
         let snapshot = node.machine.snapshot()?;
         let cut = snapshot.gpus.iter().position(|gpu| !gpu.instances.is_empty());
@@ -205,11 +210,7 @@ fn a_restarted_container_gets_its_mig_device_again(cluster: &mut Cluster) -> any
 
 fn a_reboot_carves_again_what_pods_had(cluster: &mut Cluster) -> anyhow::Result<()> {
     with(cluster, &ON_DEMAND, || {
-        offers(cluster, "nvidia.com/mig-2g.20gb", 24)?;
-        let mut again = extended("again", &[("nvidia.com/mig-2g.20gb", 1)]);
-        merge(&mut again["spec"], json!({ "restartPolicy": "Always" }));
-        cluster.apply(&[again])?;
-        cluster.running(&["again"])?;
+        start_again(cluster)?;
         cluster.node().reboot(&cluster.programs)?;
         wait::until("a pod of the same name to run again, or to have been refused", || {
             let pod = cluster.get(&["pod", "again"])?;
