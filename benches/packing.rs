@@ -202,6 +202,7 @@ impl Run {
             target: &self.devices[device].1,
             origin: Origin::Made,
             shared: false,
+            leftover: false,
         });
         let held: Vec<Held> = held.collect();
         let input = input(&self.node, &held, true);

@@ -28,6 +28,7 @@ impl Ready {
                 () = self.machine.suspected(), if !missing => {}
             }
             self.look(driver, events).await;
+            driver.clear_leftovers().await;
             memory::give_back();
             let found = matches!(&*self.machine.watch().borrow(), Library::Loaded(_));
             if missing && found {

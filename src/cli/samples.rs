@@ -164,6 +164,8 @@ pub(super) fn record(claim: &str, gpu: &Gpu, part: Option<(&str, u32)>, origin: 
         since: "2026-03-04T11:48:00Z".to_owned(),
         plan: Plan { holder: claim.into(), pods, devices: vec![planned] },
         state: State::Prepared { devices: vec![PreparedDevice { uuid, cdi }] },
+        carving: None,
+        leftover: false,
     }
 }
 

@@ -307,6 +307,7 @@ fn progress(state: ClaimState) -> &'static str {
         ClaimState::Preparing => "preparing",
         ClaimState::Prepared => "prepared",
         ClaimState::EarlierBoot => "earlier boot",
+        ClaimState::Leftover => "ended, needs a GPU reset",
     }
 }
 

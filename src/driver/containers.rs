@@ -69,19 +69,34 @@ impl Driver {
         })?;
         self.check_request(&config, resource, ids)?;
         let mut new = Vec::new();
+        let response = async {
+            self.hold_devices(resource, ids, &mut new).await?;
+            let given = ids.iter().map(|id| self.given(id)).collect::<Result<Vec<_>, _>>()?;
+            Ok(response::response(&config, &given, &self.machine.files()?.nodes))
+        };
+        let response = response.await;
+        if response.is_err() {
+            self.give_back(&new).await;
+        }
+        response
+    }
+
+    /// Holds devices; `new` are those that nobody held before.
+    async fn hold_devices<'i>(
+        self: &Arc<Self>,
+        resource: &str,
+        ids: &'i [String],
+        new: &mut Vec<&'i String>,
+    ) -> Result<(), Error> {
         for id in ids {
             let known = self.ledger.get(id).is_some();
-            if let Err(error) = self.hold_device(resource, id).await {
-                self.give_back(&new).await;
-                return Err(error);
-            }
+            self.hold_device(resource, id).await?;
             if !known {
                 new.push(id);
             }
         }
         self.tell_offer().await;
-        let given = ids.iter().map(|id| self.given(id)).collect::<Result<Vec<_>, _>>()?;
-        Ok(response::response(&config, &given, &self.machine.files()?.nodes))
+        Ok(())
     }
 
     /// Sees to it that a container that starts, perhaps anew after a reboot, finds its devices.
@@ -93,11 +108,12 @@ impl Driver {
         resource: &str,
         ids: &[String],
     ) -> Result<(), Error> {
-        for id in ids {
-            self.hold_device(resource, id).await?;
+        let mut new = Vec::new();
+        let held = self.hold_devices(resource, ids, &mut new).await;
+        if held.is_err() {
+            self.give_back(&new).await;
         }
-        self.tell_offer().await;
-        Ok(())
+        held
     }
 
     /// The containers of claims, as the kubelet last listed them.
@@ -301,6 +317,8 @@ impl Driver {
                 devices: vec![planned],
             },
             state: State::Prepared { devices: vec![PreparedDevice { uuid, cdi }] },
+            carving: None,
+            leftover: false,
         }
     }
 

@@ -88,6 +88,12 @@ pub enum Error {
         "cannot take over from NVIDIA's driver while it is at work; remove its DaemonSet first"
     )]
     PredecessorWorks,
+    /// What was made for the claim before could not be destroyed.
+    #[error(
+        "what was made for it before could not be destroyed: {0}; reset the GPU after `kerf release-gpu`, or delete \
+         the pod so that it is scheduled again"
+    )]
+    Leftover(String),
     /// The call was given up before anything was changed.
     #[error("the call was cancelled")]
     Cancelled,

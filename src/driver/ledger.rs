@@ -49,8 +49,10 @@ impl Ledger {
         self.lock().values().filter(|record| record.plan.holder.key() != key).cloned().collect()
     }
 
-    /// Writes a record, then counts it.
-    pub(super) fn save(&self, record: Record) -> Result<(), store::Error> {
+    /// Writes a record, then counts it. What was left over stays so until it is forgotten, whatever work that
+    /// hung meanwhile comes to.
+    pub(super) fn save(&self, mut record: Record) -> Result<(), store::Error> {
+        record.leftover |= self.get(record.plan.holder.key()).is_some_and(|known| known.leftover);
         self.store.save(&record)?;
         self.lock().insert(record.plan.holder.key().to_owned(), record);
         self.changed.send_modify(|version| *version += 1);

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+pub(super) use release::LETTING_GO;
 use tokio::sync::{Notify, watch};
 
 use super::locks::Locks;

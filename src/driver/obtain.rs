@@ -6,8 +6,8 @@ use crate::{
         cdi::ClaimDevice,
         device::Target,
         gpu::{Gpu, GpuInstance, Placement},
-        plan::{Origin, Plan, PlannedDevice},
-        record::PreparedDevice,
+        plan::{Origin, PlannedDevice},
+        record::{PreparedDevice, Record},
     },
     node::nvml::{self, Nvml},
 };
@@ -19,19 +19,31 @@ pub(super) struct Live {
     pub(super) uuid: String,
 }
 
+/// A device of a plan that is to be had.
+#[derive(Clone, Copy)]
+struct Place<'p> {
+    device: &'p PlannedDevice,
+    /// In the plan.
+    position: usize,
+    /// Whether it is there already.
+    found: bool,
+}
+
 impl Driver {
-    /// Does what the plan says: MIG mode, instances, CDI file. `found` are the UUIDs of what is there
-    /// already.
+    /// Does what the record's plan says: MIG mode, instances, CDI file. `found` are the UUIDs of what is
+    /// there already. What is made is noted in the record.
     pub(super) fn carry_out(
         &self,
         nvml: &Nvml,
-        plan: &Plan,
+        record: &mut Record,
         found: &[Option<String>],
     ) -> Result<Vec<PreparedDevice>, Error> {
+        let plan = record.plan.clone();
         let mut prepared = Vec::new();
         let mut described = Vec::new();
-        for (device, found) in plan.devices.iter().zip(found) {
-            let (uuid, claim_device) = self.obtain(nvml, device, found.is_some())?;
+        for (position, (device, found)) in plan.devices.iter().zip(found).enumerate() {
+            let place = Place { device, position, found: found.is_some() };
+            let (uuid, claim_device) = self.obtain(nvml, record, place)?;
             let name = cdi_name(&plan.holder, device);
             if claim_device.is_none() {
                 let note = format!("admin access to `{}`: it is not carved now", device.device);
@@ -52,9 +64,10 @@ impl Driver {
     fn obtain(
         &self,
         nvml: &Nvml,
-        device: &PlannedDevice,
-        found: bool,
+        record: &mut Record,
+        place: Place<'_>,
     ) -> Result<(Option<String>, Option<ClaimDevice>), Error> {
+        let device = place.device;
         let gpu = self.gpu(device)?;
         match (&device.target, device.origin) {
             (Target::Gpu { .. }, Origin::Observed) => self.whole(device, &gpu),
@@ -62,9 +75,9 @@ impl Driver {
                 let gpu = self.switch_mig(nvml, device, gpu, false)?;
                 self.whole(device, &gpu)
             }
-            (Target::Mig { profile, placement, .. }, Origin::Made) if !found => {
+            (Target::Mig { profile, placement, .. }, Origin::Made) if !place.found => {
                 let gpu = self.switch_mig(nvml, device, gpu, true)?;
-                let live = self.carve(nvml, device, &gpu, *profile, *placement)?;
+                let live = self.carve(nvml, record, place, &gpu, (*profile, *placement))?;
                 self.partition(device, &gpu, live)
             }
             (Target::Mig { profile, placement, .. }, origin) => {
@@ -115,21 +128,32 @@ impl Driver {
     fn carve(
         &self,
         nvml: &Nvml,
-        device: &PlannedDevice,
+        record: &mut Record,
+        place: Place<'_>,
         gpu: &Gpu,
-        profile: u32,
-        placement: Placement,
+        (profile, placement): (u32, Placement),
     ) -> Result<Live, Error> {
+        let Place { device, position, .. } = place;
         // Half of one, left by a repair that was killed.
-        if let Some(half) = gpu.instance(profile, placement) {
+        let half = gpu.instance(profile, placement);
+        if let Some(half) = half.filter(|half| record.is_made(position, half)) {
             nvml.destroy(gpu, half).map_err(|error| failed(device, error.to_string()))?;
             self.machine.remove_instance(&gpu.uuid, half.id);
             self.count_destroyed(gpu, half);
+            record.note_destroyed(position);
         }
         let profile = gpu.mig.as_ref().and_then(|mig| mig.profile(profile));
         let profile = profile.ok_or_else(|| gone(device))?;
-        let carved = nvml.carve(gpu, profile, placement);
-        let carved = carved.map_err(|error| failed_call(device, error, "carve"))?;
+        let failed = |error| failed_call(device, error, "carve");
+        let made = nvml.create_instance(gpu, profile, placement).map_err(failed)?;
+        record.note_made(position, None, None);
+        let id = made.id().map_err(failed)?;
+        record.note_made(position, Some(id), None);
+        self.ledger.save(record.clone())?;
+        let compute = made.fill(profile).map_err(failed)?;
+        record.note_made(position, Some(id), Some(compute.uuid.clone()));
+        self.ledger.save(record.clone())?;
+        let carved = GpuInstance { id, profile: profile.id, placement, compute: vec![compute] };
         self.machine.add_instance(&gpu.uuid, carved.clone());
         self.metrics.carved(&profile.name);
         live_in(&carved).ok_or_else(|| gone(device))

@@ -20,10 +20,10 @@ use crate::{
         DRIVER,
         claim::{Allocation, ClaimRef},
         device::{self, Target},
-        gpu::{Gpu, GpuUuid, Inventory},
+        gpu::{Gpu, GpuInstance, GpuUuid, Inventory},
         holder::Holder,
         plan::{self, Origin, Plan, PlannedDevice, Reason, Refusal},
-        record::{self, Held, PreparedDevice, Record, State},
+        record::{self, Carving, Held, PreparedDevice, Record, State},
     },
     node::nvml::Nvml,
 };
@@ -183,27 +183,37 @@ impl Driver {
         if let Some(record) = self.ledger.get(allocation.holder.key()) {
             match &record.state {
                 _ if record.boot_id != self.boot_id => {}
-                State::Prepared { devices } if is_for(&record.plan, allocation) => {
+                State::Prepared { devices }
+                    if !record.leftover && is_for(&record.plan, allocation) =>
+                {
                     let record = self.named(&record, &allocation.holder)?;
                     return self.prepare_again(&nvml, &record, devices);
                 }
-                _ => self.undo(&record)?,
+                _ => self.undo(&record, gpus)?.check()?,
             }
         }
         let others = self.ledger.others(allocation.holder.key());
         let held: Vec<Held<'_>> = others.iter().flat_map(Record::held).collect();
         let plan = plan::plan(&self.machine.inventory(), &held, allocation)?;
-        self.prepare_anew(&nvml, plan)
+        self.prepare_anew(&nvml, plan, gpus)
     }
 
-    fn prepare_anew(&self, nvml: &Nvml, plan: Plan) -> Result<Vec<Answer>, Error> {
-        let record = self.record(plan, State::Preparing);
+    fn prepare_anew(
+        &self,
+        nvml: &Nvml,
+        plan: Plan,
+        locked: &BTreeSet<GpuUuid>,
+    ) -> Result<Vec<Answer>, Error> {
+        let carving = Carving::begin(&self.machine.inventory(), &plan);
+        let mut record = Record { carving: Some(carving), ..self.record(plan, State::Preparing) };
         self.ledger.save(record.clone())?;
         let nothing = vec![None; record.plan.devices.len()];
-        match self.carry_out(nvml, &record.plan, &nothing) {
-            Ok(devices) => self.commit(record.plan, devices),
+        let prepared = self.carry_out(nvml, &mut record, &nothing);
+        match prepared.and_then(|devices| self.commit(&record.plan, devices)) {
+            Ok(answers) => Ok(answers),
             Err(error) => {
-                if let Err(left) = self.undo(&record) {
+                record.end_carving();
+                if let Err(left) = self.undo(&record, locked) {
                     tracing::warn!(holder = %record.plan.holder, error = %left, "undo is not complete");
                 }
                 Err(error)
@@ -235,7 +245,11 @@ impl Driver {
             .devices
             .iter()
             .zip(devices)
-            .map(|(planned, device)| still_there(&inventory, planned, device))
+            .enumerate()
+            .map(|(position, (planned, device))| {
+                let is_made = |instance: &_| record.is_made(position, instance);
+                still_there(&inventory, planned, device, is_made)
+            })
             .collect::<Result<_, _>>()?;
         let planned = record.plan.devices.iter();
         // A record without UUID is one of a repair that was begun and not ended.
@@ -245,22 +259,31 @@ impl Driver {
         if complete && self.has_spec(&record.plan.holder)? {
             return Ok(answers(&record.plan, devices));
         }
+        let mut repaired = record.clone();
         if !complete {
-            // Named without its UUID, what is made next at its place is known as ours after a crash.
+            // Without their UUIDs, devices are to be made again.
             let mut expected = devices.to_vec();
             for (device, found) in expected.iter_mut().zip(&found) {
                 device.uuid.clone_from(found);
             }
             let state = State::Prepared { devices: expected };
-            self.ledger.save(self.record(record.plan.clone(), state))?;
+            let carving = Carving::again(record.carving.clone(), &inventory, &record.plan);
+            repaired = Record { carving: Some(carving), ..self.record(record.plan.clone(), state) };
+            self.ledger.save(repaired.clone())?;
         }
-        let devices = self.carry_out(nvml, &record.plan, &found)?;
-        self.commit(record.plan.clone(), devices)
+        let devices = self.carry_out(nvml, &mut repaired, &found);
+        devices.and_then(|devices| self.commit(&repaired.plan, devices)).inspect_err(|_| {
+            // What was made stays for the next call.
+            repaired.end_carving();
+            if let Err(error) = self.ledger.save(repaired) {
+                tracing::warn!(holder = %record.plan.holder, %error, "what was repaired is not noted");
+            }
+        })
     }
 
-    fn commit(&self, plan: Plan, devices: Vec<PreparedDevice>) -> Result<Vec<Answer>, Error> {
-        let answers = answers(&plan, &devices);
-        self.ledger.save(self.record(plan, State::Prepared { devices }))?;
+    fn commit(&self, plan: &Plan, devices: Vec<PreparedDevice>) -> Result<Vec<Answer>, Error> {
+        let answers = answers(plan, &devices);
+        self.ledger.save(self.record(plan.clone(), State::Prepared { devices }))?;
         Ok(answers)
     }
 
@@ -271,6 +294,8 @@ impl Driver {
             since: now(),
             plan,
             state,
+            carving: None,
+            leftover: false,
         }
     }
 }
@@ -294,6 +319,7 @@ fn still_there(
     inventory: &Inventory,
     planned: &PlannedDevice,
     prepared: &PreparedDevice,
+    is_made: impl Fn(&GpuInstance) -> bool,
 ) -> Result<Option<String>, Error> {
     let Some(gpu) = inventory.gpu(planned.target.gpu()) else {
         return Err(failed(planned, format!("{} does not answer", planned.target.gpu())));
@@ -301,17 +327,14 @@ fn still_there(
     let Target::Mig { profile, placement, .. } = &planned.target else {
         return whole_still_there(gpu, planned);
     };
+    let ours = gpu.instance(*profile, *placement).is_some_and(is_made);
     match (planned.origin, live(gpu, *profile, *placement)) {
         // What an administrator made again is the same device with a new UUID.
         (Origin::Found, None) => Err(gone(planned)),
         (Origin::Found | Origin::Observed, live) => Ok(live.map(|live| live.uuid)),
-        (Origin::Made, Some(live))
-            if prepared.uuid.as_ref().is_none_or(|uuid| *uuid == live.uuid) =>
-        {
-            Ok(Some(live.uuid))
-        }
+        (Origin::Made, Some(live)) if ours => Ok(Some(live.uuid)),
         // Half of one, at its place, is left by a repair that was killed.
-        (Origin::Made, None) if prepared.uuid.is_none() => Ok(None),
+        (Origin::Made, None) if ours && prepared.uuid.is_none() => Ok(None),
         (Origin::Made, _) => match plan::foreign_at(gpu, *placement) {
             Some(reason) => Err(refused(planned, reason)),
             None => Ok(None),

@@ -79,7 +79,10 @@ impl Driver {
         let (by_claims, by_containers): (Vec<_>, Vec<_>) =
             records.iter().partition(|record| record.plan.holder.claim().is_some());
         let held: Vec<Held<'_>> = by_claims.into_iter().flat_map(Record::held).collect();
-        let taken: Vec<Held<'_>> = by_containers.into_iter().flat_map(Record::held).collect();
+        let left =
+            records.iter().filter(|record| record.leftover && record.plan.holder.claim().is_some());
+        let taken: Vec<Held<'_>> =
+            by_containers.into_iter().chain(left).flat_map(Record::held).collect();
         let inventory = &self.for_claims(inventory);
         let findings = &self.health.findings();
         let evicted = &self.health.evicted;

@@ -40,8 +40,9 @@ impl Driver {
             let _held = (turn, guards);
             let _files = driver.lock_files(&gpus)?;
             match &record.state {
+                _ if record.leftover => driver.undo(&record, &gpus).map(drop),
                 State::Preparing => {
-                    driver.undo(&record)?;
+                    driver.undo(&record, &gpus)?;
                     driver.metrics.recovered(Recovered::Record);
                     Ok(())
                 }
@@ -50,6 +51,19 @@ impl Driver {
             }
         })
         .await
+    }
+
+    /// Destroys what had to wait for a reset, where there was one by now.
+    pub async fn clear_leftovers(self: &Arc<Self>) {
+        for record in self.ledger.all().iter().filter(|record| record.leftover) {
+            let is_left = |driver: &Self| {
+                let now = driver.ledger.get(record.plan.holder.key());
+                now.is_some_and(|record| record.leftover)
+            };
+            if let Err(error) = self.try_let_go(&record.plan.holder, is_left).await {
+                tracing::warn!(holder = %record.plan.holder, %error, "still left over");
+            }
+        }
     }
 
     /// Writes a missing CDI file again if all its devices are there.

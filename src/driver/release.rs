@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Driver, Error};
+use tokio::time::timeout;
+
+use super::{Driver, Error, machine::LETTING_GO};
 use crate::model::gpu::GpuUuid;
 
 impl Driver {
@@ -16,7 +18,11 @@ impl Driver {
         let uuid = self.find_gpu(which)?;
         let refused = |reason: String| Error::Order { gpu: self.gpu_name(&uuid), reason };
         let gpus = BTreeSet::from([uuid.clone()]);
-        let _guard = self.lock_gpus(&gpus).await;
+        if let Some(call) = self.machine.hung().first() {
+            return Err(refused(format!("cannot be released: NVML is in use: {call}")));
+        }
+        let locks = timeout(LETTING_GO, self.lock_gpus(&gpus)).await;
+        let _guard = locks.map_err(|_| refused(self.machine.still_in_use()))?;
         if self.machine.is_released(&uuid) {
             return Err(refused("it is released already".to_owned()));
         }
@@ -24,6 +30,7 @@ impl Driver {
             .ledger
             .all()
             .into_iter()
+            .filter(|record| !record.leftover)
             .find(|record| record.held().any(|held| *held.target.gpu() == uuid));
         if let Some(record) = held {
             return Err(refused(format!(
@@ -41,6 +48,7 @@ impl Driver {
         self.machine.take_up(uuid).await;
         tracing::info!(%uuid, "taken up again");
         self.change_health(|health| health.reset(uuid, Timestamp::now()));
+        self.clear_leftovers().await;
         self.read_health_of(uuid).await;
     }
 

@@ -111,7 +111,8 @@ impl Driver {
                 .map(|mig| format!("{}:{mig}", gpu.index)),
             false => Some(device.uuid.clone()),
         };
-        let carved = records.iter().filter_map(|record| {
+        let held = records.iter().filter(|record| !record.leftover);
+        let carved = held.filter_map(|record| {
             let id = DeviceId::parse(&record.plan.holder.container()?.id)?;
             let here = record.plan.devices.iter().any(|planned| {
                 matches!(&planned.target, Target::Mig { gpu: on, profile, placement, .. }

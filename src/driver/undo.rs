@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Driver, Error, error::outcome};
+use tokio::time::interval;
+
+use super::{Driver, Error, error::outcome, locks::Guard, machine::Library};
 use crate::{
     metrics::Door,
     model::{
@@ -15,14 +17,65 @@ use crate::{
         device::Target,
         gpu::{Gpu, GpuInstance, GpuUuid},
         holder::Holder,
-        plan::{Origin, PlannedDevice},
-        record::{Record, State},
+        plan::Origin,
+        record::Record,
     },
     node::nvml::{self, Nvml},
 };
 
 /// How long an instance may stay in use: processes end a little after their container.
 const TEARDOWN: Duration = Duration::from_secs(10);
+
+/// What came of an undo.
+#[derive(Debug)]
+pub(super) enum Undone {
+    /// Nothing is left.
+    All,
+    /// The holder has ended, and its record names what has to wait for a reset, and why.
+    Leftover(String),
+}
+
+impl Undone {
+    /// Nothing may be left.
+    pub(super) fn check(self) -> Result<(), Error> {
+        match self {
+            Self::All => Ok(()),
+            Self::Leftover(reason) => Err(Error::Leftover(reason)),
+        }
+    }
+}
+
+/// What could not be destroyed.
+#[derive(Default)]
+struct Left {
+    /// Positions in the plan.
+    positions: BTreeSet<usize>,
+    /// Why; absent if nothing is left.
+    reason: Option<String>,
+}
+
+impl Left {
+    fn add(&mut self, positions: Vec<usize>, reason: String) {
+        self.positions.extend(positions);
+        self.reason.get_or_insert(reason);
+    }
+}
+
+/// Why nothing more was destroyed on a GPU.
+enum Failure {
+    /// Nothing can be done on it before it is reset or its driver is loaded.
+    Waits(String),
+    /// NVML's answer about a device, and the same for people.
+    Device(Error, nvml::Error),
+    /// Anything else.
+    Other(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
 
 impl Driver {
     pub(super) fn count_destroyed(&self, gpu: &Gpu, instance: &GpuInstance) {
@@ -60,18 +113,24 @@ impl Driver {
     }
 
     /// Whether it was so.
-    async fn try_let_go(
+    pub(super) async fn try_let_go(
         self: &Arc<Self>,
         holder: &Holder,
         is_so: impl FnOnce(&Self) -> bool + Send,
     ) -> Result<bool, Error> {
         let work = self.begin()?;
-        let turn = self.claims.lock(holder.key()).await;
+        let turn = self.turn_unless_hung(holder).await;
         if !is_so(self) {
             return Ok(false);
         }
+        let Some(turn) = turn else {
+            let holder = holder.clone();
+            return self.off_thread(move |driver| driver.leave(&holder).map(|()| true)).await;
+        };
         let record = self.ledger.get(holder.key());
-        let gpus = record.as_ref().map(made_on).unwrap_or_default();
+        let mut gpus = record.as_ref().map(made_on).unwrap_or_default();
+        // Who hangs on a GPU has its lock.
+        gpus.retain(|gpu| self.machine.hung_on(gpu).is_none());
         let guards = self.lock_gpus(&gpus).await;
         let holder = holder.clone();
         self.off_thread(move |driver| {
@@ -79,7 +138,7 @@ impl Driver {
             let _files = driver.lock_files(&gpus)?;
             driver.acting()?;
             match record {
-                Some(record) => driver.undo(&record)?,
+                Some(record) => drop(driver.undo(&record, &gpus)?),
                 None => driver.remove_spec(&holder)?,
             }
             Ok(true)
@@ -87,25 +146,92 @@ impl Driver {
         .await
     }
 
-    /// Destroys what the record says Kerf made, then removes the CDI file, then the record. The caller
-    /// holds the locks of the GPUs.
-    pub(super) fn undo(&self, record: &Record) -> Result<(), Error> {
-        // Nothing that was carved outlives a boot or a loaded driver.
-        if record.boot_id == self.boot_id && !made_on(record).is_empty() && self.driver_loaded() {
-            self.destroy_made(record)?;
+    /// A holder's turn; none while earlier work for it hangs on a GPU: a pod that waited for that would
+    /// keep the node from being drained and the GPU from being reset.
+    async fn turn_unless_hung(&self, holder: &Holder) -> Option<Guard> {
+        let hangs = async {
+            let mut look = interval(Duration::from_secs(1));
+            loop {
+                look.tick().await;
+                let record = self.ledger.get(holder.key());
+                let gpus = record.as_ref().map(made_on).unwrap_or_default();
+                if gpus.iter().any(|gpu| self.machine.hung_on(gpu).is_some()) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            turn = self.claims.lock(holder.key()) => Some(turn),
+            () = hangs => None,
         }
-        let holder = &record.plan.holder;
-        match holder {
+    }
+
+    /// What the work that hangs comes to is destroyed once it has ended.
+    fn leave(&self, holder: &Holder) -> Result<(), Error> {
+        let Some(record) = self.ledger.get(holder.key()) else { return Ok(()) };
+        if !record.leftover {
+            self.warn_of_leftover(holder, "it hangs");
+            self.ledger.save(Record { leftover: true, ..record })?;
+        }
+        Ok(())
+    }
+
+    /// Destroys what the record says Kerf made, then removes the CDI file, then the record. What cannot be
+    /// destroyed before a reset is kept in mind, since its pods would keep the GPU from being reset. The
+    /// caller has `locked` the GPUs on which something was made, but those that hang.
+    pub(super) fn undo(
+        &self,
+        record: &Record,
+        locked: &BTreeSet<GpuUuid>,
+    ) -> Result<Undone, Error> {
+        let mut record = record.clone();
+        // Nothing that was carved outlives a boot or a loaded driver.
+        let carved = record.boot_id == self.boot_id && self.driver_loaded();
+        let left =
+            if carved { self.destroy_made(&mut record, locked) } else { Ok(Left::default()) };
+        let left = left.inspect_err(|_| self.keep_what_is_left(&record))?;
+        let holder = record.plan.holder.clone();
+        if let Some(reason) = left.reason {
+            if !record.leftover {
+                self.warn_of_leftover(&holder, &reason);
+            }
+            let is_claim = holder.claim().is_some();
+            self.ledger.save(record.left_over(&left.positions))?;
+            if is_claim {
+                self.remove_spec(&holder)?;
+            }
+            return Ok(Undone::Leftover(reason));
+        }
+        match &holder {
             Holder::Claim(_) => {
-                self.remove_spec(holder)?;
-                Ok(self.ledger.forget(holder)?)
+                self.remove_spec(&holder)?;
+                self.ledger.forget(&holder)?;
             }
             // The file of all names what records name.
             Holder::Container(_) => {
-                self.ledger.forget(holder)?;
-                self.remove_spec(holder)
+                self.ledger.forget(&holder)?;
+                self.remove_spec(&holder)?;
             }
         }
+        Ok(Undone::All)
+    }
+
+    /// So that what was destroyed is not taken for ours when somebody else has cut there.
+    fn keep_what_is_left(&self, record: &Record) {
+        if self.ledger.get(record.plan.holder.key()).as_ref() != Some(record)
+            && let Err(error) = self.ledger.save(record.clone())
+        {
+            tracing::warn!(holder = %record.plan.holder, %error, "what is left is not noted");
+        }
+    }
+
+    fn warn_of_leftover(&self, holder: &Holder, reason: &str) {
+        let note = format!(
+            "{holder} has ended, and what was made for it is destroyed once its GPU was reset: {reason}"
+        );
+        tracing::warn!("{note}");
+        self.events.warn_node("LeftUntilReset", &note);
     }
 
     fn driver_loaded(&self) -> bool {
@@ -113,29 +239,59 @@ impl Driver {
             || self.machine.host().proc_root.join("driver/nvidia/version").exists()
     }
 
-    fn destroy_made(&self, record: &Record) -> Result<(), Error> {
-        let nvml = self.machine.nvml()?;
+    fn destroy_made(&self, record: &mut Record, locked: &BTreeSet<GpuUuid>) -> Result<Left, Error> {
+        let mut left = Left::default();
         for uuid in made_on(record) {
-            let Some(gpu) = self.gpu_now(&nvml, &uuid)? else { continue };
-            for (position, device) in record.plan.devices.iter().enumerate() {
-                if device.origin == Origin::Made && *device.target.gpu() == uuid {
-                    self.destroy_device(&nvml, &gpu, device, recorded_uuid(record, position))?;
-                }
+            let destroyed = match locked.contains(&uuid) {
+                true => self.destroy_made_on(&uuid, record),
+                false => Err(Failure::Waits("it hangs".to_owned())),
+            };
+            if let Err(error) = destroyed {
+                let reason = self.until_reset(&uuid, error)?;
+                left.add(made_positions(record, &uuid), reason);
             }
-            self.mig_off_if_empty(&nvml, &uuid);
         }
+        Ok(left)
+    }
+
+    /// Why a GPU has to be reset, or its driver loaded, before anything on it can be destroyed; any other
+    /// failure may be gone the next time.
+    fn until_reset(&self, uuid: &GpuUuid, failure: Failure) -> Result<String, Error> {
+        let name = self.gpu_name(uuid);
+        match failure {
+            Failure::Waits(reason) => Ok(format!("{name}: {reason}")),
+            Failure::Device(_, error) if error.until_reset() => Ok(format!("{name}: {error}")),
+            Failure::Device(error, _) | Failure::Other(error) => Err(error),
+        }
+    }
+
+    fn destroy_made_on(&self, uuid: &GpuUuid, record: &mut Record) -> Result<(), Failure> {
+        if self.machine.is_released(uuid) {
+            return Err(Failure::Waits("released, so that it can be reset".to_owned()));
+        }
+        if let Library::Missing(reason) = &*self.machine.watch().borrow() {
+            // The pods of a node without library keep its driver from being loaded anew.
+            return Err(Failure::Waits(reason.clone()));
+        }
+        let nvml = self.machine.nvml().map_err(Error::from)?;
+        let gpu = self.gpu_now(&nvml, uuid)?;
+        for position in made_positions(record, uuid) {
+            self.destroy_device(&nvml, &gpu, record, position)?;
+            record.note_destroyed(position);
+        }
+        self.mig_off_if_empty(&nvml, uuid);
         Ok(())
     }
 
-    /// The GPU as it is now; `None` for one that is gone, and with it all that was carved.
-    fn gpu_now(&self, nvml: &Nvml, uuid: &GpuUuid) -> Result<Option<Gpu>, Error> {
+    /// The GPU as it is now.
+    fn gpu_now(&self, nvml: &Nvml, uuid: &GpuUuid) -> Result<Gpu, Failure> {
         match self.machine.refresh(nvml, uuid) {
-            Err(error) if error.lost() => return Ok(None),
-            refreshed => refreshed?,
+            Err(error) if error.until_reset() => return Err(Failure::Waits(error.to_string())),
+            refreshed => refreshed.map_err(Error::from)?,
         }
         let inventory = self.machine.inventory();
         if let Some(gpu) = inventory.gpu(uuid) {
-            return Ok(Some(gpu.clone()));
+            return Ok(gpu.clone());
         }
         // One that has not told its UUID may be this one.
         let silent = inventory
@@ -144,35 +300,33 @@ impl Driver {
             .filter(|gpu| !gpu.lost && gpu.uuid.as_ref().is_none_or(|known| known == uuid));
         for gpu in silent {
             match self.machine.read_again(nvml, gpu.index) {
-                Ok(gpu) if gpu.uuid == *uuid => return Ok(Some(gpu)),
+                Ok(gpu) if gpu.uuid == *uuid => return Ok(gpu),
                 Ok(_) => {}
                 Err(gpu) if gpu.lost => {}
                 Err(gpu) => {
                     let reason = format!("GPU {} does not answer: {}", gpu.index, gpu.reason);
-                    return Err(Error::Device { device: uuid.0.clone(), reason });
+                    return Err(Error::Device { device: uuid.0.clone(), reason }.into());
                 }
             }
         }
-        Ok(None)
+        Err(Failure::Waits("it is lost or gone".to_owned()))
     }
 
     fn destroy_device(
         &self,
         nvml: &Nvml,
         gpu: &Gpu,
-        device: &PlannedDevice,
-        recorded: Option<&str>,
-    ) -> Result<(), Error> {
+        record: &Record,
+        position: usize,
+    ) -> Result<(), Failure> {
+        let device = &record.plan.devices[position];
         let Target::Mig { profile, placement, .. } = &device.target else { return Ok(()) };
-        let instance = gpu.instance(*profile, *placement);
-        let Some(instance) = instance else { return Ok(()) };
-        if let (Some(recorded), Some(live)) = (recorded, instance.device())
-            && live.uuid != recorded
-        {
+        let Some(instance) = gpu.instance(*profile, *placement) else { return Ok(()) };
+        if !record.is_made(position, instance) {
             tracing::warn!(
                 device = device.device,
-                live = live.uuid,
-                "not the instance that Kerf made"
+                id = instance.id,
+                "not an instance that Kerf made"
             );
             return Ok(());
         }
@@ -183,14 +337,14 @@ impl Driver {
         }
         destroyed.map_err(|error| {
             if error.driver_gone() {
-                return error.into();
+                return Failure::Other(error.into());
             }
             let users = if error.in_use() { self.users(nvml, gpu) } else { String::new() };
             let reason = match users.as_str() {
                 "" => error.to_string(),
                 users => format!("it is still in use by {users}; the kubelet will ask again"),
             };
-            Error::Device { device: device.device.clone(), reason }
+            Failure::Device(Error::Device { device: device.device.clone(), reason }, error)
         })
     }
 
@@ -240,10 +394,10 @@ pub(super) fn made_on(record: &Record) -> BTreeSet<GpuUuid> {
         .collect()
 }
 
-/// The UUID under which a device was prepared, if it came to that.
-fn recorded_uuid(record: &Record, position: usize) -> Option<&str> {
-    match &record.state {
-        State::Preparing => None,
-        State::Prepared { devices } => devices.get(position)?.uuid.as_deref(),
-    }
+/// The positions of the devices that a record made on a GPU.
+fn made_positions(record: &Record, uuid: &GpuUuid) -> Vec<usize> {
+    let devices = record.plan.devices.iter().enumerate();
+    let made =
+        devices.filter(|(_, device)| device.origin == Origin::Made && device.target.gpu() == uuid);
+    made.map(|(position, _)| position).collect()
 }

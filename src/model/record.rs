@@ -4,8 +4,11 @@
 //! any point leaves enough to undo exactly what was begun. Fields are only ever added, and an older
 //! agent reads a newer one's record: unknown fields are ignored.
 
+mod carving;
+
 use serde::{Deserialize, Serialize};
 
+pub use self::carving::Carving;
 use crate::model::{
     device::Target,
     gpu::{GpuUuid, Placement},
@@ -31,6 +34,13 @@ pub struct Record {
     /// How far it came.
     #[serde(flatten)]
     pub state: State,
+    /// What was made on the way; absent once all is, and in what earlier versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carving: Option<Carving>,
+    /// Nobody holds it any more, but what was made for it could not be destroyed: its GPU has to be reset, or
+    /// its driver loaded, first. It keeps the place until then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leftover: bool,
 }
 
 /// How far a claim's preparation came.
@@ -70,6 +80,8 @@ pub struct Held<'r> {
     pub origin: Origin,
     /// Whether it is a share, beside which others may be held.
     pub shared: bool,
+    /// Whether nobody holds it any more and it could not be destroyed yet.
+    pub leftover: bool,
 }
 
 /// A file that is no record; it is to be set aside, not deleted.
@@ -94,7 +106,7 @@ impl Record {
         })
     }
 
-    /// What the claim holds; devices seen with admin access are not held.
+    /// What the claim holds, or what is left over of it; devices seen with admin access are not held.
     pub fn held(&self) -> impl Iterator<Item = Held<'_>> {
         let devices = self.plan.devices.iter();
         devices.filter(|device| device.origin != Origin::Observed).map(|device| Held {
@@ -103,6 +115,7 @@ impl Record {
             target: &device.target,
             origin: device.origin,
             shared: device.share_id.is_some(),
+            leftover: self.leftover,
         })
     }
 }

@@ -252,6 +252,8 @@ pub enum ClaimState {
     Prepared,
     /// Held since before the machine was started: nothing is carved until the kubelet asks again.
     EarlierBoot,
+    /// The holder has ended; what was made for it is destroyed as soon as its GPU was reset.
+    Leftover,
 }
 
 impl Status {
@@ -345,6 +347,7 @@ impl ContainerStatus {
 fn progress<'r>(record: &'r Record, boot_id: &str) -> (ClaimState, &'r [PreparedDevice]) {
     match &record.state {
         _ if record.boot_id != boot_id => (ClaimState::EarlierBoot, &[]),
+        _ if record.leftover => (ClaimState::Leftover, &[]),
         State::Preparing => (ClaimState::Preparing, &[]),
         State::Prepared { devices } => (ClaimState::Prepared, devices),
     }

@@ -76,6 +76,8 @@ impl Site<'_> {
             since: self.now.to_owned(),
             plan: Plan { holder: kept.claim.clone().into(), pods: allocation.pods, devices },
             state,
+            carving: None,
+            leftover: false,
         })
     }
 

@@ -48,6 +48,8 @@ fn prepared(inventory: &Inventory) -> Record {
                 device(None, &[]),
             ],
         },
+        carving: None,
+        leftover: false,
     }
 }
 

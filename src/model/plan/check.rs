@@ -54,6 +54,11 @@ impl Site<'_> {
     fn check_free(&self, target: &Target, share: bool) -> Result<(), Reason> {
         let apart = |held: &&Held<'_>| !(share && held.shared && held.target == target);
         let same = self.held.iter().filter(apart).find(|held| held.target == target);
+        let mut leftovers = self.held.iter().filter(|held| held.leftover);
+        if let Some(held) = leftovers.find(|held| held.target.overlaps(target)) {
+            let (gpu, by) = (self.gpu.index, Box::new(held.by.clone()));
+            return Err(Reason::Leftover { gpu, device: held.device.to_owned(), by });
+        }
         if let Some(held) = same {
             return Err(Reason::Held { by: Box::new(held.by.clone()) });
         }

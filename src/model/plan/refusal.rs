@@ -82,6 +82,19 @@ pub enum Reason {
         /// Whose it is.
         by: Box<Holder>,
     },
+    /// What was made for a holder that has ended could not be destroyed.
+    #[error(
+        "`{device}` of {by}, which has ended, could not be destroyed before GPU {gpu} is reset; run `kerf release-gpu \
+         {gpu}` and reset it, or {RESCHEDULE}"
+    )]
+    Leftover {
+        /// Index.
+        gpu: u32,
+        /// The device that is still there.
+        device: String,
+        /// Whose it was.
+        by: Box<Holder>,
+    },
     /// The claim has another device that it overlaps.
     #[error("overlaps device `{device}` of the same claim; claim one of them")]
     Itself {

@@ -57,6 +57,7 @@ fn next(
         target: &chosen.target,
         origin: Origin::Made,
         shared: false,
+        leftover: false,
     });
     let held: Vec<Held<'_>> = held.iter().cloned().chain(taken).collect();
     let usable = |device: &Device<'_>| plan::usable(device, &held, false).is_ok();

@@ -231,8 +231,8 @@ fn add(
 
 fn offered(input: &OfferInput<'_>, id: DeviceId, device: &Device<'_>) -> Offered {
     let key = id.to_string();
-    let others: Vec<Held<'_>> =
-        input.held.iter().filter(|held| held.by.key() != key).cloned().collect();
+    let others = input.held.iter().filter(|held| held.leftover || held.by.key() != key);
+    let others: Vec<Held<'_>> = others.cloned().collect();
     let taken = others.len() < input.held.len();
     let target = device.target();
     let sick = sickness(input, &target);

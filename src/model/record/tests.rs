@@ -50,6 +50,8 @@ fn record(state: State) -> Record {
             ],
         },
         state,
+        carving: None,
+        leftover: false,
     }
 }
 
@@ -253,7 +255,15 @@ fn records() -> impl Strategy<Value = Record> {
     let plan = (holders(), vec(any::<String>(), 0..3), vec(devices(), 0..5))
         .prop_map(|(holder, pods, devices)| Plan { holder, pods, devices });
     (any::<u32>(), any::<[String; 2]>(), plan, states()).prop_map(
-        |(version, [boot_id, since], plan, state)| Record { version, boot_id, since, plan, state },
+        |(version, [boot_id, since], plan, state)| Record {
+            version,
+            boot_id,
+            since,
+            plan,
+            state,
+            carving: None,
+            leftover: false,
+        },
     )
 }
 

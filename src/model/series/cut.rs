@@ -86,6 +86,7 @@ impl<'i> Sheet<'i> {
                 target,
                 origin: Origin::Made,
                 shared: false,
+                leftover: false,
             });
             let held: Vec<_> = self.held.iter().cloned().chain(new).collect();
             let fits = plan::usable(&device, &held, false).is_ok();

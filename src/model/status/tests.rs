@@ -29,6 +29,8 @@ fn record(name: &str, boot_id: &str, state: State) -> Record {
         since: "2026-03-04T11:48:00Z".to_owned(),
         plan: Plan { claim, pods: vec!["pod".to_owned()], devices: devices.to_vec() },
         state,
+        carving: None,
+        leftover: false,
     }
 }
 

@@ -130,6 +130,8 @@ fn record(uid: &str, devices: Vec<PlannedDevice>, state: State) -> Record {
         since: "2026-03-04T12:00:00Z".to_owned(),
         plan: Plan { holder: claim.into(), pods: vec!["train-0".to_owned()], devices },
         state,
+        carving: None,
+        leftover: false,
     }
 }
 

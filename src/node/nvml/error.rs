@@ -100,6 +100,11 @@ impl Error {
         }
     }
 
+    /// Nothing can be done on the GPU before it is reset.
+    pub fn until_reset(&self) -> bool {
+        self.lost() || matches!(self.answer, NvmlError::ResetRequired)
+    }
+
     /// The GPU fell off the bus: only a reset brings it back.
     pub fn lost(&self) -> bool {
         matches!(self.answer, NvmlError::GpuLost)

@@ -11,6 +11,13 @@ use crate::model::gpu::{ComputeInstance, Gpu, GpuInstance, GpuUuid, Mig, Placeme
 /// No GPU has more enumerators of compute instance profiles; each tells its own end.
 const MOST_COMPUTE_PROFILES: u32 = 64;
 
+/// A GPU instance that was just made.
+pub struct NewInstance<'n> {
+    on: On<'n>,
+    handle: GpuInstanceHandle,
+    gpu: GpuUuid,
+}
+
 /// A kind of compute instance that a GPU instance can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ComputeProfile {
@@ -106,40 +113,20 @@ impl Nvml {
         self.on(gpu)?.compute_processes()
     }
 
-    /// Makes a MIG device: a GPU instance at this place and the compute instance that fills it.
+    /// Makes a GPU instance at this place, empty at first.
     ///
     /// # Errors
-    /// As NVML answers; what was made until then is left for the caller to undo.
-    pub fn carve(
-        &self,
+    /// As NVML answers; nothing was made then.
+    pub fn create_instance<'n>(
+        &'n self,
         gpu: &Gpu,
         profile: &Profile,
         placement: Placement,
-    ) -> Result<GpuInstance, Error> {
+    ) -> Result<NewInstance<'n>, Error> {
         let on = self.on(gpu)?;
         self.forget_mig_devices(gpu);
-        let instance = on.create_gpu_instance(profile.id, placement.start, placement.size)?;
-        let id = on.gpu_instance_info(instance)?.id;
-        let compute = vec![self.fill(on, gpu, instance, profile)?];
-        Ok(GpuInstance { id, profile: profile.id, placement, compute })
-    }
-
-    fn fill(
-        &self,
-        on: On<'_>,
-        gpu: &Gpu,
-        instance: GpuInstanceHandle,
-        profile: &Profile,
-    ) -> Result<ComputeInstance, Error> {
-        let kinds = on.compute_profiles(&gpu.uuid, instance, profile.id)?;
-        // The first that has all slices: a GPU's largest profile has a second one, for NVLink.
-        let whole = kinds.iter().find(|kind| kind.slices == profile.slices);
-        let whole = whole.ok_or_else(|| {
-            let source = nvml_wrapper::error::NvmlError::NotSupported;
-            Error::new("nvmlGpuInstanceGetComputeInstanceProfileInfo", Some(gpu.index), source)
-        })?;
-        let compute = on.create_compute_instance(instance, whole.id)?;
-        on.compute_device(compute, |_| true)
+        let handle = on.create_gpu_instance(profile.id, placement.start, placement.size)?;
+        Ok(NewInstance { on, handle, gpu: gpu.uuid.clone() })
     }
 
     /// The MIG device of a compute instance.
@@ -180,6 +167,32 @@ impl Nvml {
         };
         let compute: Vec<u32> = instance.compute.iter().map(|compute| compute.id).collect();
         on.clear(handle, &compute)
+    }
+}
+
+impl NewInstance<'_> {
+    /// NVML's id.
+    ///
+    /// # Errors
+    /// As NVML answers.
+    pub fn id(&self) -> Result<u32, Error> {
+        Ok(self.on.gpu_instance_info(self.handle)?.id)
+    }
+
+    /// Makes the compute instance that fills it, of the profile that it has: together a MIG device.
+    ///
+    /// # Errors
+    /// As NVML answers; there may be a compute instance all the same.
+    pub fn fill(&self, profile: &Profile) -> Result<ComputeInstance, Error> {
+        let kinds = self.on.compute_profiles(&self.gpu, self.handle, profile.id)?;
+        // The first that has all slices: a GPU's largest profile has a second one, for NVLink.
+        let whole = kinds.iter().find(|kind| kind.slices == profile.slices);
+        let whole = whole.ok_or_else(|| {
+            let source = nvml_wrapper::error::NvmlError::NotSupported;
+            Error::new("nvmlGpuInstanceGetComputeInstanceProfileInfo", Some(self.on.index), source)
+        })?;
+        let compute = self.on.create_compute_instance(self.handle, whole.id)?;
+        self.on.compute_device(compute, |_| true)
     }
 }
 

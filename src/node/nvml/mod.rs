@@ -25,6 +25,7 @@ pub use calls::{Call, Calls};
 pub use error::Error;
 pub use events::{Event, EventSet, Registered, Reported};
 pub use gpm::Gpm;
+pub use mig::NewInstance;
 use nvml_wrapper::{bitmasks::InitFlags, error::NvmlError};
 
 use crate::model::gpu::{DriverVersions, GpuUuid};

@@ -47,6 +47,8 @@ fn record(uid: &str) -> Record {
         since: "2026-11-24T04:00:00Z".to_owned(),
         plan: Plan { holder: claim.into(), pods: vec!["train-0".to_owned()], devices: Vec::new() },
         state: State::Preparing,
+        carving: None,
+        leftover: false,
     }
 }
 

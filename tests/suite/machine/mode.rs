@@ -46,7 +46,7 @@ fn a_gpu_that_is_cut_stays_in_mig_mode() {
         let rig = Rig::cut(model);
         let gpu = rig.gpu(0);
         let profile = &gpu.mig.as_ref().unwrap().profiles[0];
-        rig.nvml.carve(&gpu, profile, profile.placements[0]).unwrap();
+        rig.nvml.create_instance(&gpu, profile, profile.placements[0]).unwrap();
         let cut = rig.gpu(0);
         assert!(rig.nvml.set_mig_mode(&gpu, false).unwrap_err().in_use(), "{model:?}");
         assert_eq!(rig.gpu(0), cut);

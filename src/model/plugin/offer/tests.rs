@@ -52,6 +52,7 @@ impl World {
                 target,
                 origin: *origin,
                 shared: *shared,
+                leftover: false,
             })
             .collect();
         let input = OfferInput {

@@ -104,6 +104,8 @@ impl Scene {
             since: "2026-11-29T00:00:00Z".to_owned(),
             plan: Plan { holder, pods, devices: vec![planned] },
             state: State::Prepared { devices: vec![PreparedDevice { uuid, cdi: Vec::new() }] },
+            carving: None,
+            leftover: false,
         });
     }
 
