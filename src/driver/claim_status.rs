@@ -55,9 +55,9 @@ impl Driver {
         let findings = self.findings();
         let mut wanted: BTreeMap<ClaimRef, Vec<AllocatedDeviceStatus>> =
             told.keys().map(|claim| (claim.clone(), Vec::new())).collect();
-        for record in self.records() {
+        for record in self.records().iter().filter(|record| !record.leftover) {
             if let Some(claim) = record.plan.holder.claim() {
-                let devices = claim_status::devices(DRIVER, &record, &inventory, &findings);
+                let devices = claim_status::devices(DRIVER, record, &inventory, &findings);
                 wanted.insert(claim.clone(), devices);
             }
         }

@@ -203,7 +203,7 @@ impl Driver {
     }
 
     fn tell_claims(&self, records: &[Record], gpu: &GpuUuid, finding: &Finding) {
-        for record in records {
+        for record in records.iter().filter(|record| !record.leftover) {
             let Some(claim) = record.plan.holder.claim() else { continue };
             let devices =
                 record.plan.devices.iter().filter(|device| {

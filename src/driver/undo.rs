@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::interval;
-
 use super::{Driver, Error, error::outcome, locks::Guard, machine::Library};
 use crate::{
     metrics::Door,
@@ -25,6 +23,9 @@ use crate::{
 
 /// How long an instance may stay in use: processes end a little after their container.
 const TEARDOWN: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether a GPU that is waited for hangs.
+const LOOK_FOR_HUNG: Duration = Duration::from_secs(1);
 
 /// What came of an undo.
 #[derive(Debug)]
@@ -128,10 +129,8 @@ impl Driver {
             return self.off_thread(move |driver| driver.leave(&holder).map(|()| true)).await;
         };
         let record = self.ledger.get(holder.key());
-        let mut gpus = record.as_ref().map(made_on).unwrap_or_default();
-        // Who hangs on a GPU has its lock.
-        gpus.retain(|gpu| self.machine.hung_on(gpu).is_none());
-        let guards = self.lock_gpus(&gpus).await;
+        let gpus = record.as_ref().map(made_on).unwrap_or_default();
+        let (gpus, guards) = self.lock_unless_hung(&gpus).await;
         let holder = holder.clone();
         self.off_thread(move |driver| {
             let _held = (work, turn, guards);
@@ -149,21 +148,44 @@ impl Driver {
     /// A holder's turn; none while earlier work for it hangs on a GPU: a pod that waited for that would
     /// keep the node from being drained and the GPU from being reset.
     async fn turn_unless_hung(&self, holder: &Holder) -> Option<Guard> {
-        let hangs = async {
-            let mut look = interval(Duration::from_secs(1));
-            loop {
-                look.tick().await;
-                let record = self.ledger.get(holder.key());
-                let gpus = record.as_ref().map(made_on).unwrap_or_default();
-                if gpus.iter().any(|gpu| self.machine.hung_on(gpu).is_some()) {
-                    return;
-                }
-            }
-        };
+        let on = || self.ledger.get(holder.key()).as_ref().map(made_on).unwrap_or_default();
         tokio::select! {
             biased;
             turn = self.claims.lock(holder.key()) => Some(turn),
-            () = hangs => None,
+            () = self.while_none_hangs(on) => None,
+        }
+    }
+
+    /// Locks these GPUs, but those that hang, and says which they are.
+    async fn lock_unless_hung(&self, gpus: &BTreeSet<GpuUuid>) -> (BTreeSet<GpuUuid>, Vec<Guard>) {
+        let (mut locked, mut guards) = (BTreeSet::new(), Vec::new());
+        for gpu in gpus {
+            let gpu = BTreeSet::from([gpu.clone()]);
+            let lock = async {
+                while gpu.iter().any(|gpu| self.machine.hung_on(gpu).is_some()) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                self.lock_gpus(&gpu).await
+            };
+            tokio::select! {
+                biased;
+                guard = lock => {
+                    guards.extend(guard);
+                    locked.extend(gpu.iter().cloned());
+                }
+                () = self.while_none_hangs(|| gpu.clone()) => {}
+            }
+        }
+        (locked, guards)
+    }
+
+    /// Returns once a call hangs on one of the GPUs, though it was given time to end.
+    async fn while_none_hangs(&self, gpus: impl Fn() -> BTreeSet<GpuUuid>) {
+        loop {
+            tokio::time::sleep(LOOK_FOR_HUNG).await;
+            if gpus().iter().any(|gpu| self.machine.hung_on(gpu).is_some()) {
+                return;
+            }
         }
     }
 
@@ -228,10 +250,10 @@ impl Driver {
 
     fn warn_of_leftover(&self, holder: &Holder, reason: &str) {
         let note = format!(
-            "{holder} has ended, and what was made for it is destroyed once its GPU was reset: {reason}"
+            "{holder} has ended, and what was made for it cannot be destroyed yet: {reason}"
         );
         tracing::warn!("{note}");
-        self.events.warn_node("LeftUntilReset", &note);
+        self.events.warn_node("NotDestroyedYet", &note);
     }
 
     fn driver_loaded(&self) -> bool {
@@ -257,12 +279,16 @@ impl Driver {
     /// Why a GPU has to be reset, or its driver loaded, before anything on it can be destroyed; any other
     /// failure may be gone the next time.
     fn until_reset(&self, uuid: &GpuUuid, failure: Failure) -> Result<String, Error> {
-        let name = self.gpu_name(uuid);
-        match failure {
-            Failure::Waits(reason) => Ok(format!("{name}: {reason}")),
-            Failure::Device(_, error) if error.until_reset() => Ok(format!("{name}: {error}")),
-            Failure::Device(error, _) | Failure::Other(error) => Err(error),
+        let reason = match failure {
+            Failure::Waits(reason) => reason,
+            Failure::Device(_, error) if error.until_reset() => error.to_string(),
+            Failure::Device(error, _) | Failure::Other(error) => return Err(error),
+        };
+        // Without its driver, every GPU says that it is lost.
+        if let Ok(nvml) = self.machine.nvml() {
+            nvml.versions()?;
         }
+        Ok(format!("{}: {reason}", self.gpu_name(uuid)))
     }
 
     fn destroy_made_on(&self, uuid: &GpuUuid, record: &mut Record) -> Result<(), Failure> {

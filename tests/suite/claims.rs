@@ -1,11 +1,13 @@
 //! Claims of every kind, asked of the real agent over the kubelet's sockets: what is answered, what is
 //! carved, what containers get, and that nothing is left.
 
+mod administrator;
 mod again;
 mod given_back;
 mod injected;
 mod kinds;
 mod refused;
+mod reset;
 
 use std::path::Path;
 

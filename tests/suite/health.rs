@@ -291,13 +291,13 @@ async fn a_gpu_that_is_released_can_be_reset_and_comes_back() {
 
 /// A connection that has asked for a GPU.
 #[derive(Debug)]
-struct Release {
+pub(crate) struct Release {
     stream: BufReader<UnixStream>,
-    answer: Answer,
+    pub(crate) answer: Answer,
 }
 
 impl Release {
-    async fn ask(testbed: &Testbed, gpu: &str) -> Self {
+    pub(crate) async fn ask(testbed: &Testbed, gpu: &str) -> Self {
         let stream = UnixStream::connect(testbed.state_dir().join("orders.sock")).await.unwrap();
         let mut stream = BufReader::new(stream);
         let order = serde_json::to_string(&Order::Release(gpu.to_owned())).unwrap();
@@ -313,7 +313,7 @@ impl Release {
     }
 
     /// Gives the GPU back.
-    async fn end(mut self) {
+    pub(crate) async fn end(mut self) {
         self.stream.write_all(b"\n").await.unwrap();
         assert!(matches!(Self::read(&mut self.stream).await, Answer::Served(_)));
     }

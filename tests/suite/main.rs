@@ -23,5 +23,6 @@ mod named;
 mod plugin;
 mod publishing;
 mod random;
+mod release;
 mod reload;
 mod takeover;

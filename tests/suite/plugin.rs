@@ -1,5 +1,7 @@
 //! Extended resources: what the kubelet is offered, what containers are given, and one ledger with claims.
 
+mod failures;
+
 use std::collections::BTreeMap;
 
 use hyper_util::rt::TokioIo;

@@ -172,3 +172,6 @@ fn chosen<T>(items: Vec<T>, is_chosen: impl Fn(&usize) -> bool) -> Vec<T> {
 fn uuids(instance: &GpuInstance) -> impl Iterator<Item = &String> {
     instance.compute.iter().map(|compute| &compute.uuid)
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,7 +34,7 @@ impl Holders {
         containers: &BTreeMap<(String, String), Vec<ContainerName>>,
     ) -> Self {
         let mut held: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for record in records {
+        for record in records.iter().filter(|record| !record.leftover) {
             let devices = record.plan.devices.iter().enumerate();
             for (index, device) in devices.filter(|(_, device)| device.origin != Origin::Observed) {
                 let by = match &record.plan.holder {

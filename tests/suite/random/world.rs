@@ -73,8 +73,9 @@ impl World {
         match self.dice.roll(1000) {
             0..340 => self.call(Call::Prepare, Mishap::None).await,
             340..640 => self.call(Call::Unprepare, Mishap::None).await,
-            640..740 => self.cut(),
-            740..820 => self.uncut(),
+            640..700 => self.cut(),
+            700..780 => self.uncut(),
+            780..820 => self.cut_into().await,
             820..900 => self.with_failure().await,
             900..960 => self.cancelled().await,
             960..980 => self.killed().await,
@@ -218,6 +219,8 @@ enum Mishap {
     IsKilled(u64),
     /// At its beginning.
     IsHandedOver,
+    /// An administrator cuts one of the GPUs.
+    IsCutInto(u64),
 }
 
 impl World {
@@ -238,6 +241,11 @@ impl World {
     async fn cancelled(&mut self) {
         let (call, at) = (self.some_call(), self.some_moment());
         self.call(call, Mishap::IsCancelled(at)).await;
+    }
+
+    async fn cut_into(&mut self) {
+        let (call, at) = (self.some_call(), self.some_moment());
+        self.call(call, Mishap::IsCutInto(at)).await;
     }
 
     async fn killed(&mut self) {
@@ -274,8 +282,50 @@ impl World {
                 self.new_agent().await;
             }
             Mishap::IsHandedOver => self.next_agent(call, name).await,
+            Mishap::IsCutInto(at) => self.administrator_at(call, name, at).await,
         }
         self.testbed.machine.clear_faults().unwrap();
+    }
+
+    /// Cuts where that is allowed, often just where the call would, at the call's n-th call of NVML.
+    async fn administrator_at(&mut self, call: Call, name: &str, at: u64) {
+        let wanted = self.claims[name].1.clone();
+        let anywhere = self.dice.pick(&self.devices).unwrap().1;
+        let there = *self.dice.pick(&wanted).unwrap();
+        let device = if self.dice.roll(2) == 0 { there } else { anywhere };
+        let Device::Part(gpu, profile, start) = device else { return };
+        if wanted.contains(&Device::Whole(gpu)) || !self.model.cut(device) {
+            return;
+        }
+        let hang = Fault { function: None, gpu: None, at, times: 1, what: Effect::Hang };
+        self.testbed.machine.inject(hang).unwrap();
+        let machine = &self.testbed.machine;
+        let cut = || {
+            if switches(self.machine.gpus[gpu].model) {
+                machine.set_mig_mode(gpu, true).unwrap();
+            }
+            machine.create_instance(gpu, profile, start, true).is_ok()
+        };
+        let administrator = async {
+            given::until("it hangs", || machine.calls().unwrap() >= at).await;
+            let cut = cut();
+            machine.clear_faults().unwrap();
+            cut
+        };
+        let was_cut = {
+            let mut asked = std::pin::pin!(self.once(call, name));
+            tokio::select! {
+                was_cut = administrator => {
+                    let _whatever = asked.await;
+                    was_cut
+                }
+                _whatever = &mut asked => cut(),
+            }
+        };
+        self.tell(format!("an administrator cuts {device:?} meanwhile: {was_cut}"));
+        if !was_cut {
+            self.model.uncut(device);
+        }
     }
 
     /// Another agent in the place of one that was killed, or is now.
