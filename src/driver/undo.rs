@@ -66,9 +66,7 @@ impl Left {
 enum Failure {
     /// Nothing can be done on it before it is reset or its driver is loaded.
     Waits(String),
-    /// NVML's answer about a device, and the same for people.
-    Device(Error, nvml::Error),
-    /// Anything else.
+    /// Anything else, which may be gone the next time.
     Other(Error),
 }
 
@@ -281,8 +279,7 @@ impl Driver {
     fn until_reset(&self, uuid: &GpuUuid, failure: Failure) -> Result<String, Error> {
         let reason = match failure {
             Failure::Waits(reason) => reason,
-            Failure::Device(_, error) if error.until_reset() => error.to_string(),
-            Failure::Device(error, _) | Failure::Other(error) => return Err(error),
+            Failure::Other(error) => return Err(error),
         };
         // Without its driver, every GPU says that it is lost.
         if let Ok(nvml) = self.machine.nvml() {
@@ -362,6 +359,9 @@ impl Driver {
             self.count_destroyed(gpu, instance);
         }
         destroyed.map_err(|error| {
+            if error.until_reset() {
+                return Failure::Waits(error.to_string());
+            }
             if error.driver_gone() {
                 return Failure::Other(error.into());
             }
@@ -370,7 +370,7 @@ impl Driver {
                 "" => error.to_string(),
                 users => format!("it is still in use by {users}; the kubelet will ask again"),
             };
-            Failure::Device(Error::Device { device: device.device.clone(), reason }, error)
+            Failure::Other(Error::Device { device: device.device.clone(), reason })
         })
     }
 
