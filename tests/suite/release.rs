@@ -19,7 +19,7 @@ async fn hang(testbed: &Testbed) {
     testbed.machine.inject(Fault::always(HANGS, Effect::Hang).on_gpu(1)).unwrap();
     let claim = given::claim(testbed, "hangs", &["gpu-1-mig-1g10gb-19-0"]);
     let call = testbed.kubelet.call(DRIVER).within(std::time::Duration::from_secs(1));
-    let answers = call.prepare(&[claim.clone()]).await;
+    let answers = call.prepare(std::slice::from_ref(&claim)).await;
     assert!(answers[&claim.uid].is_err(), "{answers:?}");
 }
 
