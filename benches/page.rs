@@ -209,6 +209,8 @@ fn record(device: &Device<'_>) -> Record {
         since: String::new(),
         plan: Plan { holder: claim.into(), pods, devices: vec![planned] },
         state: State::Prepared { devices: vec![prepared] },
+        carving: None,
+        leftover: false,
     }
 }
 
