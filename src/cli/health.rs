@@ -60,7 +60,8 @@ impl HealthArgs {
         policy.hold_down = self.hold_down;
         policy.ignored.extend(&self.additional_xids_to_ignore);
         let same_boot = kept.as_ref().filter(|kept| kept.health.boot_id == boot_id);
-        let log_read = same_boot.map_or(Duration::ZERO, |kept| kept.log_read);
+        let log_read =
+            same_boot.map_or((Duration::ZERO, None), |kept| (kept.log_read, kept.log_sequence));
         let health = match kept {
             Some(kept) => Health::restore(policy, kept.health, boot_id),
             None => Health::new(policy),

@@ -16,7 +16,10 @@ use crate::model::{
     health::{Evicted, Finding, Findings, Health, Readings, Severity, Sign},
     record::Record,
 };
-use crate::{metrics::Recovered, node::store::Kept};
+use crate::{
+    metrics::Recovered,
+    node::{kernel_log::Entry, store::Kept},
+};
 
 /// What watching over health is given to work with.
 pub struct HealthParts {
@@ -26,8 +29,8 @@ pub struct HealthParts {
     pub evicted: Evicted,
     /// Where the kernel's log is; not read if absent.
     pub kernel_log: Option<PathBuf>,
-    /// How far an earlier agent of this boot has read it.
-    pub log_read: Duration,
+    /// How far an earlier agent of this boot has read it: by time, and by number where it wrote that.
+    pub log_read: (Duration, Option<u64>),
 }
 
 /// What is known of the GPUs' health.
@@ -52,7 +55,8 @@ impl Watch {
     pub(super) fn new(parts: HealthParts, boot_id: &str) -> Self {
         let HealthParts { health, evicted, kernel_log, log_read } = parts;
         let findings = watch::Sender::new(Arc::new(health.findings()));
-        let kept = Kept { health: health.save(boot_id), log_read };
+        let (log_read, log_sequence) = log_read;
+        let kept = Kept { health: health.save(boot_id), log_read, log_sequence };
         let (ask, asked) = mpsc::unbounded_channel();
         Self {
             state: Mutex::new(State { health, kept }),
@@ -118,15 +122,20 @@ impl Driver {
         self.sense_at(gpu, sign, Timestamp::now(), None);
     }
 
-    /// Takes in a sign of the kernel's log that is there `read` after the boot, unless an agent has before.
-    pub(super) fn sense_logged(&self, gpu: &Gpu, sign: &Sign, read: Duration, at: Timestamp) {
-        if read > self.health.state().kept.log_read {
-            self.sense_at(gpu, sign, at, Some(read));
+    /// Takes in a sign of the kernel's log, unless an agent has before.
+    pub(super) fn sense_logged(&self, gpu: &Gpu, sign: &Sign, entry: &Entry, at: Timestamp) {
+        if !self.has_read(entry) {
+            self.sense_at(gpu, sign, at, Some(entry));
         }
     }
 
-    /// `log_read` is there for a sign of the log.
-    fn sense_at(&self, gpu: &Gpu, sign: &Sign, at: Timestamp, log_read: Option<Duration>) {
+    /// Whether a record of the kernel's log was taken in before.
+    pub(super) fn has_read(&self, entry: &Entry) -> bool {
+        self.health.state().kept.has_read(entry)
+    }
+
+    /// `entry` is there for a sign of the log.
+    fn sense_at(&self, gpu: &Gpu, sign: &Sign, at: Timestamp, entry: Option<&Entry>) {
         tracing::info!(gpu = gpu.index, ?sign, "sign");
         let (mut again, mut faults) = (false, 0);
         let sense = |health: &mut Health| {
@@ -134,7 +143,7 @@ impl Driver {
             again = health.sign(gpu, sign, at).read_again;
             faults = health.faults(&gpu.uuid) - before;
         };
-        self.change_kept(sense, log_read);
+        self.change_kept(sense, entry);
         // Most come by two ways, and some a thousand times.
         if let Sign::Xid { code, .. } = sign
             && faults > 0
@@ -158,14 +167,16 @@ impl Driver {
         self.change_kept(change, None);
     }
 
-    fn change_kept(&self, change: impl FnOnce(&mut Health), log_read: Option<Duration>) {
+    /// `entry` is the record of the kernel's log that leads to the change, if one does.
+    pub(super) fn change_kept(&self, change: impl FnOnce(&mut Health), entry: Option<&Entry>) {
         let mut state = self.health.state();
         change(&mut state.health);
         let now = state.health.findings();
-        let log_read = log_read.unwrap_or(state.kept.log_read);
-        let kept = Kept { health: state.health.save(&self.boot_id), log_read };
-        let read_on = kept.log_read != state.kept.log_read;
-        if read_on || kept.health.is_news(&state.kept.health) {
+        let mut kept = Kept { health: state.health.save(&self.boot_id), ..state.kept.clone() };
+        if let Some(entry) = entry {
+            kept.note_read(entry);
+        }
+        if entry.is_some() || kept.health.is_news(&state.kept.health) {
             if let Err(error) = self.ledger.store().save_health(&kept) {
                 tracing::error!(%error, "health of GPUs not kept");
             }

@@ -22,7 +22,9 @@ const LONGEST: usize = 8192;
 pub struct Entry {
     /// Its text, in which the kernel writes what cannot be printed as `\x0a`.
     pub text: String,
-    /// When, since the boot.
+    /// Its number, which no other record of this boot has.
+    pub sequence: u64,
+    /// When, since the boot. Records may have the same time, or an earlier one than those before.
     pub since_boot: Duration,
     /// Whether it was there before the log was opened: of this boot, maybe known to an earlier process.
     pub history: bool,
@@ -83,8 +85,8 @@ impl KernelLog {
                 continue;
             };
             if let Some(record) = record::parse(&line) {
-                let record::Record { text, since_boot } = record;
-                return Ok(Entry { text, since_boot, history: self.history });
+                let record::Record { text, sequence, since_boot } = record;
+                return Ok(Entry { text, sequence, since_boot, history: self.history });
             }
         }
     }

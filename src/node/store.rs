@@ -29,6 +29,7 @@ use crate::model::{
     plugin::choice::Remembered,
     record::Record,
 };
+use crate::node::kernel_log::Entry;
 
 /// Records name what users run; CDI files are read by runtimes that may not be root.
 const RECORD_MODE: u32 = 0o600;
@@ -121,8 +122,29 @@ pub struct Numbers {
 pub struct Kept {
     /// What is wrong, and what has ended not long ago.
     pub health: Saved,
-    /// How far the kernel's log was read, by the time since the boot.
+    /// How far the kernel's log was read, by the time since the boot: what earlier versions go by.
     pub log_read: Duration,
+    /// How far it was read, by the number of the record; earlier versions did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_sequence: Option<u64>,
+}
+
+impl Kept {
+    /// Whether a record of the kernel's log was taken in by an agent before. Times tell only where there is no
+    /// number: two records may have the same. What comes while the log is read is new.
+    pub fn has_read(&self, entry: &Entry) -> bool {
+        entry.history
+            && match self.log_sequence {
+                Some(sequence) => entry.sequence <= sequence,
+                None => entry.since_boot <= self.log_read,
+            }
+    }
+
+    /// Notes that a record was taken in.
+    pub fn note_read(&mut self, entry: &Entry) {
+        self.log_read = self.log_read.max(entry.since_boot);
+        self.log_sequence = Some(entry.sequence);
+    }
 }
 
 /// The directories that Kerf writes to. One agent at a time may do so.

@@ -8,7 +8,10 @@ use tokio::time::{Instant, sleep};
 use super::Pause;
 use crate::{
     driver::{Driver, machine::Library},
-    model::health::kernel_log::{self, LoggedXid},
+    model::health::{
+        Health,
+        kernel_log::{self, LoggedXid},
+    },
     node::kernel_log::{Entry, KernelLog},
 };
 
@@ -53,19 +56,21 @@ impl Driver {
             _ => return,
         };
         match inventory.known().into_iter().find(|gpu| gpu.pci == logged.pci) {
-            Some(gpu) => {
-                self.sense_logged(gpu, &logged.sign, entry.since_boot, self.time_of(entry))
-            }
+            Some(gpu) => self.sense_logged(gpu, &logged.sign, entry, self.time_of(entry)),
             None => tracing::warn!(line = entry.text, "of a GPU that is not known"),
         }
     }
 
     /// What was before a load of the driver is over with it, also where nobody saw it.
     fn note_loaded(&self, entry: &Entry) {
+        if self.has_read(entry) {
+            return;
+        }
         let at = self.time_of(entry);
         let gpus: Vec<_> = self.findings().0.keys().cloned().collect();
         if !gpus.is_empty() {
-            self.change_health(|health| gpus.iter().for_each(|gpu| health.reset(gpu, at)));
+            let reset = |health: &mut Health| gpus.iter().for_each(|gpu| health.reset(gpu, at));
+            self.change_kept(reset, Some(entry));
         }
     }
 

@@ -1,83 +1,101 @@
-//! Lines of the kernel's log in which NVIDIA's driver reports an XID.
+//! Records of the kernel's log in which NVIDIA's driver reports a fault of a GPU.
 //!
-//! The driver prints `NVRM: Xid (PCI:dddd:bb:dd): N, …`, with ` GPU-I:nn` or ` GPU-I:nn GPU-CI:nn` after
-//! the address where it knows the instance (`nvErrorLog` in its open kernel modules). Some XIDs are found
-//! nowhere else, and a GPU that falls off the bus is also told of in a sentence without its number.
+//! Users can write parts of the log: the kernel prints names of their programs and files, as in
+//! `comm[pid]: segfault at … in FILE[…]`. So a record counts only if it has one of the driver's shapes from its
+//! first byte through the address of the GPU. No record of the kernel's own can have one: what is in front is
+//! the kernel's, or the name of a thread, which has 15 bytes at most and is followed by something else. A
+//! record is never split, and what the kernel escapes, such as `\x0a` for a newline, is never decoded.
+//!
+//! The shapes are those of NVIDIA's open kernel modules: `NVRM: Xid (PCI:dddd:bb:dd): N, …`, with ` GPU-I:nn` or
+//! ` GPU-I:nn GPU-CI:nn` after the address where the instance is known (`nvErrorLog`), and sentences for a GPU
+//! that falls off the bus.
 
 use super::{Attribution, LinkSeverity, Sign};
 
-/// An XID in the kernel's log.
+/// What the driver reports in a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedXid {
     /// PCI address in sysfs's spelling, `0000:1b:00.0`.
     pub pci: String,
     /// The XID.
     pub sign: Sign,
-    /// The process that it names.
-    pub pid: Option<u32>,
-    /// The name of that process.
-    pub process: Option<String>,
 }
 
-/// Whether a line says that NVIDIA's kernel module was loaded, which starts every GPU anew.
-pub fn says_driver_loaded(line: &str) -> bool {
-    without_time(line).starts_with("NVRM: loading NVIDIA UNIX ")
+/// How the driver begins a sentence on a lost GPU, and how it goes on after the address.
+const OFF_THE_BUS: [(&str, &str); 4] = [
+    ("GPU ", ": GPU has fallen off the bus."),
+    ("GPU at PCI:", ": GPU has fallen off the bus."),
+    ("GPU at ", " has fallen off the bus."),
+    ("The NVIDIA GPU ", r"\x0aNVRM: (PCI ID: "),
+];
+
+/// Whether a record says that NVIDIA's kernel module was loaded, which starts every GPU anew.
+pub fn says_driver_loaded(record: &str) -> bool {
+    let module = record.strip_prefix("NVRM: loading NVIDIA UNIX ");
+    module.is_some_and(|module| module.contains("Kernel Module"))
 }
 
-/// What a line of the kernel's log reports; absent where that is no XID.
-pub fn parse(line: &str) -> Option<LoggedXid> {
-    let line = without_time(line).strip_prefix("NVRM:")?.trim_start();
-    match line.strip_prefix("Xid (PCI:") {
+/// What a record of the kernel's log reports; absent where that is no XID.
+pub fn parse(record: &str) -> Option<LoggedXid> {
+    let text = record.strip_prefix("NVRM: ")?;
+    match text.strip_prefix("Xid (PCI:") {
         Some(rest) => numbered(rest),
-        None => off_the_bus(line),
+        None => off_the_bus(text),
     }
-}
-
-/// Some print the time since the boot before each line: `[ 1234.567890] `.
-fn without_time(line: &str) -> &str {
-    let line = line.trim();
-    let bare = line.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-    bare.map_or(line, |(_, rest)| rest.trim_start())
 }
 
 fn numbered(rest: &str) -> Option<LoggedXid> {
-    let (place, rest) = rest.split_once(')')?;
-    let mut words = place.split_whitespace();
-    let pci = address(words.next()?)?;
-    let attribution = attribution(words);
-    let rest = rest.strip_prefix(':')?.trim_start();
+    let (pci, rest) = address(rest)?;
+    let (place, rest) = rest.split_once("): ")?;
+    let attribution = attribution(place)?;
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
     let (code, text) = rest.split_at_checked(digits)?;
     let code = code.parse().ok()?;
-    let link = if (144..=150).contains(&code) { severity(text) } else { None };
-    let pid = field(text, "pid=").and_then(|pid| pid.parse().ok());
-    let process = field(text, "name=").map(str::to_owned);
-    Some(LoggedXid { pci, sign: Sign::Xid { code, attribution, link }, pid, process })
-}
-
-/// `GPU 0000:1b:00.0: GPU has fallen off the bus.`
-fn off_the_bus(line: &str) -> Option<LoggedXid> {
-    if !line.to_ascii_lowercase().contains("gpu has fallen off the bus") {
+    if !text.is_empty() && !text.starts_with(',') {
         return None;
     }
-    let pci = line.split_whitespace().find_map(|word| {
-        let word = word.trim_end_matches([':', ',']);
-        address(word.strip_prefix("PCI:").unwrap_or(word))
-    })?;
-    let sign = Sign::Xid { code: 79, attribution: Attribution::Gpu, link: None };
-    Some(LoggedXid { pci, sign, pid: None, process: None })
+    let link = if (144..=150).contains(&code) { severity(text) } else { None };
+    Some(LoggedXid { pci, sign: Sign::Xid { code, attribution, link } })
 }
 
-/// Domain, bus and device, with or without a function: a GPU is function 0.
-fn address(text: &str) -> Option<String> {
-    let bare = text.split_once('.').map_or(text, |(bare, _)| bare);
-    let parts: Vec<u32> = bare.split(':').map(hexadecimal).collect::<Option<_>>()?;
-    match parts[..] {
-        [domain, bus @ ..=0xff, device @ ..=0x1f] => {
-            Some(format!("{domain:04x}:{bus:02x}:{device:02x}.0"))
-        }
-        _ => None,
+fn off_the_bus(text: &str) -> Option<LoggedXid> {
+    let pci = OFF_THE_BUS.iter().find_map(|(before, after)| {
+        let (pci, rest) = address(text.strip_prefix(before)?)?;
+        let whole = match after.strip_prefix(r"\x0a") {
+            None => rest == *after || Some(rest) == after.strip_suffix('.'),
+            Some(_) => is_long_sentence(rest.strip_prefix(after)?),
+        };
+        whole.then_some(pci)
+    })?;
+    let sign = Sign::Xid { code: 79, attribution: Attribution::Gpu, link: None };
+    Some(LoggedXid { pci, sign })
+}
+
+/// The rest of one record of three lines, after `(PCI ID: `.
+fn is_long_sentence(rest: &str) -> bool {
+    let rest = rest.split_at_checked("10de:2330".len());
+    rest.is_some_and(|(id, rest)| {
+        let id = id.split_once(':').is_some_and(|(vendor, device)| {
+            hexadecimal(vendor).is_some() && hexadecimal(device).is_some()
+        });
+        id && rest
+            == r") installed in this system has\x0aNVRM: fallen off the bus and is not responding to commands."
+    })
+}
+
+/// The address that a text begins with, domain, bus and device, with or without the function, and what
+/// follows it. A GPU is function 0.
+fn address(text: &str) -> Option<(String, &str)> {
+    let (domain, rest) = text.split_once(':')?;
+    let (bus, rest) = rest.split_once(':')?;
+    let (device, rest) = rest.split_at_checked(2)?;
+    let rest = rest.strip_prefix(".0").unwrap_or(rest);
+    if !(4..=8).contains(&domain.len()) || bus.len() != 2 {
+        return None;
     }
+    let (domain, bus) = (hexadecimal(domain)?, hexadecimal(bus)?);
+    let device = hexadecimal(device).filter(|device| *device <= 0x1f)?;
+    Some((format!("{domain:04x}:{bus:02x}:{device:02x}.0"), rest))
 }
 
 fn hexadecimal(digits: &str) -> Option<u32> {
@@ -85,31 +103,44 @@ fn hexadecimal(digits: &str) -> Option<u32> {
     plain.then(|| u32::from_str_radix(digits, 16).ok())?
 }
 
-fn attribution<'l>(words: impl Iterator<Item = &'l str> + Clone) -> Attribution {
-    let id = |name| words.clone().find_map(|word| word.strip_prefix(name)?.parse().ok());
-    match (id("GPU-I:"), id("GPU-CI:")) {
-        (None | Some(u32::MAX), _) => Attribution::Gpu,
-        (Some(gi), None | Some(u32::MAX)) => Attribution::GpuInstance(gi),
-        (Some(gi), Some(ci)) => Attribution::ComputeInstance(gi, ci),
+/// The instance that is named between address and parenthesis, if any; absent for any other text.
+fn attribution(place: &str) -> Option<Attribution> {
+    if place.is_empty() {
+        return Some(Attribution::Gpu);
     }
-}
-
-/// The first word that says how bad an NVLink error is.
-fn severity(text: &str) -> Option<LinkSeverity> {
-    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
-    words.map(str::to_ascii_lowercase).find_map(|word| match word.as_str() {
-        "nonfatal" | "non-fatal" => Some(LinkSeverity::NonFatal),
-        "fatal" | "link-fatal" | "gpu-fatal" => Some(LinkSeverity::Fatal),
-        _ => None,
+    let place = place.strip_prefix(" GPU-I:")?;
+    let (gi, ci) = match place.split_once(" GPU-CI:") {
+        Some((gi, ci)) => (gi, Some(number(ci)?)),
+        None => (place, None),
+    };
+    Some(match (number(gi)?, ci) {
+        (u32::MAX, _) => Attribution::Gpu,
+        (gi, None | Some(u32::MAX)) => Attribution::GpuInstance(gi),
+        (gi, Some(ci)) => Attribution::ComputeInstance(gi, ci),
     })
 }
 
-/// The value of a field, up to the next comma; the driver writes `<unknown>` for none.
-fn field<'l>(text: &'l str, name: &str) -> Option<&'l str> {
-    let (before, value) = text.split_once(name)?;
-    let value = value.split(',').next()?.trim().trim_matches('\'');
-    let named = before.ends_with([' ', ',']) && !value.is_empty() && value != "<unknown>";
-    named.then_some(value)
+fn number(digits: &str) -> Option<u32> {
+    let plain = digits.bytes().all(|digit| digit.is_ascii_digit());
+    plain.then(|| digits.parse().ok())?
+}
+
+/// How bad an NVLink error is: the second word, after the name of the block. It is not looked for where a
+/// process is named, since that may have any name.
+fn severity(text: &str) -> Option<LinkSeverity> {
+    let text = text.strip_prefix(", ")?;
+    let text = text.strip_prefix("pid='<unknown>', name=<unknown>, ").unwrap_or(text);
+    let mut words = text.split_whitespace();
+    let block = words.next()?;
+    if !block.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+    {
+        return None;
+    }
+    match words.next()?.trim_end_matches(',').to_ascii_lowercase().as_str() {
+        "nonfatal" | "non-fatal" => Some(LinkSeverity::NonFatal),
+        "fatal" | "link-fatal" | "gpu-fatal" => Some(LinkSeverity::Fatal),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

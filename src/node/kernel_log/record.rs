@@ -7,6 +7,7 @@ use std::time::Duration;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) text: String,
+    pub(super) sequence: u64,
     pub(super) since_boot: Duration,
 }
 
@@ -15,10 +16,10 @@ pub(super) struct Record {
 pub(super) fn parse(record: &str) -> Option<Record> {
     let (head, text) = record.lines().next()?.split_once(';')?;
     let mut numbers = head.split(',').map(str::parse::<u64>);
-    let (priority, _sequence) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    let (priority, sequence) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     let since_boot = Duration::from_micros(numbers.next()?.ok()?);
     // The facility is above the three bits of the level; the kernel gives its own to no program.
-    (priority >> 3 == 0).then(|| Record { text: text.to_owned(), since_boot })
+    (priority >> 3 == 0).then(|| Record { text: text.to_owned(), sequence, since_boot })
 }
 
 #[cfg(test)]
@@ -27,9 +28,9 @@ mod tests {
 
     use super::*;
 
-    fn parsed(record: &str) -> Option<(String, u64)> {
-        let Record { text, since_boot } = parse(record)?;
-        Some((text, since_boot.as_micros().try_into().unwrap()))
+    fn parsed(record: &str) -> Option<(String, u64, u64)> {
+        let Record { text, sequence, since_boot } = parse(record)?;
+        Some((text, sequence, since_boot.as_micros().try_into().unwrap()))
     }
 
     #[test]
@@ -37,8 +38,8 @@ mod tests {
         let device = "3,1234,5140900,-,caller=T1;NVRM: Xid (PCI:0000:1b:00): 79, a;b, c\n \
                       SUBSYSTEM=pci\n DEVICE=+pci:0000:1b:00.0\n";
         let said = "NVRM: Xid (PCI:0000:1b:00): 79, a;b, c".to_owned();
-        assert_eq!(parsed(device), Some((said, 5_140_900)));
-        assert_eq!(parsed("4,0,0,c;"), Some((String::new(), 0)));
+        assert_eq!(parsed(device), Some((said, 1234, 5_140_900)));
+        assert_eq!(parsed("4,0,0,c;"), Some((String::new(), 0, 0)));
         let other = [
             "",
             "\n",
@@ -63,7 +64,7 @@ mod tests {
             rest in "( [^\n]*\n)*",
         ) {
             let record = format!("{level},{sequence},{since_boot},-;{text}\n{rest}");
-            prop_assert_eq!(parsed(&record), Some((text, since_boot)));
+            prop_assert_eq!(parsed(&record), Some((text, sequence, since_boot)));
         }
 
         #[test]

@@ -18,8 +18,9 @@ async fn next(log: &mut KernelLog) -> Entry {
     timeout(STUCK, log.next()).await.unwrap().unwrap()
 }
 
-fn entry(text: &str, microseconds: u64, history: bool) -> Entry {
-    Entry { text: text.to_owned(), since_boot: Duration::from_micros(microseconds), history }
+fn entry(text: &str, sequence: u64, microseconds: u64, history: bool) -> Entry {
+    let since_boot = Duration::from_micros(microseconds);
+    Entry { text: text.to_owned(), sequence, since_boot, history }
 }
 
 fn append(path: &Path, text: &str) {
@@ -40,31 +41,31 @@ async fn history_is_read_first_and_then_what_comes() {
     let (dir, path) = begun();
     append(&path, "6,2,12,-;second\n");
     let mut log = KernelLog::open(&path).unwrap();
-    assert_eq!(next(&mut log).await, entry("first", 10, true));
-    assert_eq!(next(&mut log).await, entry("second", 12, true));
+    assert_eq!(next(&mut log).await, entry("first", 0, 10, true));
+    assert_eq!(next(&mut log).await, entry("second", 2, 12, true));
     assert!(timeout(Duration::from_millis(10), log.next()).await.is_err());
     append(&dir.path().join("other"), "4,3,13,-;elsewhere\n");
     append(&path, "4,3,13,-;third\n4,4,14,-;fourth\n4,5,");
-    assert_eq!(next(&mut log).await, entry("third", 13, false));
-    assert_eq!(next(&mut log).await, entry("fourth", 14, false));
+    assert_eq!(next(&mut log).await, entry("third", 3, 13, false));
+    assert_eq!(next(&mut log).await, entry("fourth", 4, 14, false));
     append(&path, "15,-;fifth\n");
-    assert_eq!(next(&mut log).await, entry("fifth", 15, false));
+    assert_eq!(next(&mut log).await, entry("fifth", 5, 15, false));
 }
 
 #[tokio::test]
 async fn a_boot_begins_a_log_anew() {
     let (dir, path) = begun();
     let mut log = KernelLog::open(&path).unwrap();
-    assert_eq!(next(&mut log).await, entry("first", 10, true));
+    assert_eq!(next(&mut log).await, entry("first", 0, 10, true));
     assert!(timeout(Duration::from_millis(10), log.next()).await.is_err());
     let new = dir.path().join("kmsg.new");
     append(&new, "4,0,1,-;replaced, and longer than what was there before it was\n");
     fs::rename(new, &path).unwrap();
     let replaced = "replaced, and longer than what was there before it was";
-    assert_eq!(next(&mut log).await, entry(replaced, 1, false));
+    assert_eq!(next(&mut log).await, entry(replaced, 0, 1, false));
     File::create(&path).unwrap();
     append(&path, "4,0,2,-;cut\n");
-    assert_eq!(next(&mut log).await, entry("cut", 2, false));
+    assert_eq!(next(&mut log).await, entry("cut", 0, 2, false));
 }
 
 #[tokio::test]
@@ -76,13 +77,13 @@ async fn a_device_is_read_record_by_record() {
     let mut kernel = OpenOptions::new().read(true).write(true).open(&path).unwrap();
     kernel.write_all(b"4,0,10,-;first\n").unwrap();
     let mut log = KernelLog::open(&path).unwrap();
-    assert_eq!(next(&mut log).await, entry("first", 10, true));
+    assert_eq!(next(&mut log).await, entry("first", 0, 10, true));
     for number in 1..4 {
         assert!(timeout(Duration::from_millis(10), log.next()).await.is_err());
         kernel.write_all(b"not a record").unwrap();
         assert!(timeout(Duration::from_millis(10), log.next()).await.is_err());
         kernel.write_all(format!("4,{number},{number},-;next\n").as_bytes()).unwrap();
-        assert_eq!(next(&mut log).await, entry("next", number, false));
+        assert_eq!(next(&mut log).await, entry("next", number, number, false));
     }
     drop(kernel);
     let ended = timeout(STUCK, log.next()).await.unwrap().unwrap_err();
