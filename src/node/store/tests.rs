@@ -6,6 +6,7 @@ use super::*;
 use crate::model::{
     cdi::{ClaimDevice, DeviceNode, HostFiles, claim_spec},
     claim::ClaimRef,
+    health::{Health, Policy},
     plan::Plan,
     record::{State, VERSION},
 };
@@ -330,4 +331,33 @@ fn numbers_of_gpus_are_kept() {
     assert_eq!(numbers, Numbers::default());
     assert_eq!(set_aside.unwrap().path, disk.path("state/names.json.unreadable-1"));
     assert_eq!(disk.store.numbers().unwrap(), (Numbers::default(), None));
+}
+
+/// The number of a record tells whether it was read; its time only where the number was not kept.
+#[test]
+fn a_record_of_the_log_is_known_by_its_number() {
+    let entry = |sequence, micros, history| Entry {
+        text: String::new(),
+        sequence,
+        since_boot: Duration::from_micros(micros),
+        history,
+    };
+    let mut kept = Kept {
+        health: Health::new(Policy::default()).save("boot-1"),
+        log_read: Duration::from_micros(50),
+        log_sequence: None,
+    };
+    assert_eq!([50, 51].map(|micros| kept.has_read(&entry(9, micros, true))), [true, false]);
+    kept.note_read(&entry(7, 40, true));
+    assert_eq!((kept.log_sequence, kept.log_read), (Some(7), Duration::from_micros(50)));
+    for (sequence, micros, read) in [(6, 99, true), (7, 40, true), (8, 40, false), (8, 1, false)] {
+        assert_eq!(kept.has_read(&entry(sequence, micros, true)), read);
+        assert!(!kept.has_read(&entry(sequence, micros, false)), "what comes is new");
+    }
+    // Written by an earlier version, and read by one.
+    let mut written = serde_json::to_value(&kept).unwrap();
+    assert!(written.get("logRead").is_some());
+    written.as_object_mut().unwrap().remove("logSequence");
+    let earlier: Kept = serde_json::from_value(written).unwrap();
+    assert_eq!(earlier.log_sequence, None);
 }
