@@ -126,7 +126,6 @@ async fn nobody_is_evicted_by_name_alone() {
     let (pod, gpu) = with_gpu(&testbed, "default", "a").await;
     let file = testbed.device_plugins_dir().join("kubelet_internal_checkpoint");
     let kept = fs::read(&file).unwrap();
-    let unreadable = "{";
     let of_nobody = r#"{"Data": {"PodDeviceEntries": null}}"#;
     let known = |words: &'static str| {
         let testbed = &testbed;
@@ -134,9 +133,12 @@ async fn nobody_is_evicted_by_name_alone() {
             notes(testbed, "PodNotEvicted").iter().any(|note| note.contains(words))
         })
     };
-    fs::write(&file, unreadable).unwrap();
+    // The kubelet writes it anew when a device is unhealthy, and cannot now.
+    fs::remove_file(&file).unwrap();
+    fs::create_dir_all(file.join("full")).unwrap();
     testbed.machine.xid(gpu, XID, None, None).unwrap();
-    known("not a checkpoint of the kubelet").await;
+    known("which pod has its devices is not known: `").await;
+    fs::remove_dir_all(&file).unwrap();
     fs::write(&file, of_nobody).unwrap();
     known("the kubelet's file names none").await;
     assert_eq!(uid(&testbed, &pod), Some(pod.uid.clone()));
