@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, fs, sync::Arc, sync::Mutex};
 
 use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
+use kerf::node::store::write_atomic;
 use kerf_nvml::Model;
 use kerf_testbed::{
     apiserver::{ApiServer, Fault},
@@ -139,10 +140,10 @@ async fn nobody_is_evicted_by_name_alone() {
     testbed.machine.xid(gpu, XID, None, None).unwrap();
     known("which pod has its devices is not known: `").await;
     fs::remove_dir_all(&file).unwrap();
-    fs::write(&file, of_nobody).unwrap();
+    write_atomic(&file, of_nobody.as_bytes(), 0o600).unwrap();
     known("the kubelet's file names none").await;
     assert_eq!(uid(&testbed, &pod), Some(pod.uid.clone()));
     assert_eq!(testbed.api.count("POST", "/eviction"), 0);
-    fs::write(&file, kept).unwrap();
+    write_atomic(&file, &kept, 0o600).unwrap();
     gone(&testbed, &pod).await;
 }
