@@ -88,6 +88,9 @@ impl DoorArgs {
         PodResources {
             socket: self.kubelet_pod_resources_socket.clone(),
             own: self.pod_namespace.clone().zip(self.pod_name.clone()),
+            checkpoint: self
+                .kubelet_device_plugins_directory_path
+                .join("kubelet_internal_checkpoint"),
         }
     }
 

@@ -16,6 +16,7 @@ use crate::model::{
     claim::{Allocation, AllocationResult},
     device::{Device, Part, Target},
     holder::{Container, ContainerName, Holder},
+    kubelet_checkpoint::Entry,
     plan::{Origin, Plan, PlannedDevice},
     plugin::{
         config::{Config, IdStrategy},
@@ -38,6 +39,12 @@ pub trait PodResources: Send + Sync {
     /// # Errors
     /// Why the kubelet's word cannot be had, or not be relied on yet.
     fn list(&self) -> BoxFuture<'_, Result<Listed, String>>;
+
+    /// The pods that have devices of extended resources, by their UIDs; ended ones may be among them.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    fn owners(&self) -> BoxFuture<'_, Result<Vec<Entry>, String>>;
 }
 
 /// What the kubelet lists.

@@ -12,6 +12,7 @@ use crate::{
     model::{
         DRIVER,
         holder::{Container, ContainerName},
+        kubelet_checkpoint::{self, Entry},
     },
     proto::podresources::{
         ContainerResources, ListPodResourcesRequest, PodResources as Pod,
@@ -32,6 +33,8 @@ pub struct PodResources {
     pub socket: PathBuf,
     /// Namespace and name of the agent's own pod, where it is in one.
     pub own: Option<(String, String)>,
+    /// The kubelet's file of the devices that it gave to pods.
+    pub checkpoint: PathBuf,
 }
 
 impl PodResources {
@@ -61,6 +64,17 @@ impl driver::PodResources for PodResources {
             let late = || format!("not answered within {} s", PATIENCE.as_secs());
             let listed = timeout(PATIENCE, self.ask()).await.unwrap_or_else(|_| Err(late()));
             listed.map_err(|error| format!("pod resources (`{}`): {error}", self.socket.display()))
+        }
+        .boxed()
+    }
+
+    fn owners(&self) -> BoxFuture<'_, Result<Vec<Entry>, String>> {
+        async {
+            let read = tokio::fs::read(&self.checkpoint).await.map_err(|error| error.to_string());
+            let parsed = read.and_then(|read| {
+                kubelet_checkpoint::parse(&read).map_err(|error| error.to_string())
+            });
+            parsed.map_err(|error| format!("`{}`: {error}", self.checkpoint.display()))
         }
         .boxed()
     }

@@ -11,6 +11,7 @@ pub(crate) mod fixtures;
 pub mod gpu;
 pub mod health;
 pub mod holder;
+pub mod kubelet_checkpoint;
 pub mod labels;
 pub mod linker;
 pub mod plan;

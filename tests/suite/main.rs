@@ -9,6 +9,7 @@ mod container;
 mod crash;
 mod deploy;
 mod doors;
+mod eviction;
 mod given;
 mod handover;
 mod hang;

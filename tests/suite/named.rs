@@ -1,4 +1,4 @@
-//! What `e2e/README.md` names is there: tests that stand for others', and manifests.
+//! What `e2e/README.md` and `docs/security.md` name is there: tests, and manifests.
 
 use std::{
     collections::BTreeSet,
@@ -32,16 +32,26 @@ fn place(test: &str) -> Option<(PathBuf, &str)> {
     Some((root().join(file), name))
 }
 
+/// How many tests a page names, each of which is there.
+fn tests_of(page: &str) -> usize {
+    let named = quoted(page).filter_map(place);
+    let there = named.inspect(|(file, name)| {
+        let code = fs::read_to_string(file).unwrap_or_default();
+        assert!(code.contains(&format!("fn {name}(")), "no test `{name}` in {}", file.display());
+    });
+    there.count()
+}
+
 #[test]
 fn tests_that_stand_for_those_of_others_are_there() {
-    let readme = readme();
-    let mut named = 0;
-    for (file, name) in quoted(&readme).filter_map(place) {
-        let code = fs::read_to_string(&file).unwrap_or_default();
-        assert!(code.contains(&format!("fn {name}(")), "no test `{name}` in {}", file.display());
-        named += 1;
-    }
+    let named = tests_of(&readme());
     assert!(named > 50, "{named} tests are named");
+}
+
+#[test]
+fn tests_that_show_what_an_attacker_cannot_do_are_there() {
+    let named = tests_of(&fs::read_to_string(root().join("docs/security.md")).unwrap());
+    assert!(named > 10, "{named} tests are named");
 }
 
 #[test]

@@ -15,10 +15,11 @@ fn pod(node: &str, ends: bool) -> serde_json::Value {
     pod
 }
 
-/// What evicting pod `ml/train` from node `a` comes to when the server does this.
+/// What evicting pod `ml/train`, which has one of two UIDs, from node `a` comes to when the server does this.
 async fn evict(server: impl AsyncFnOnce(&mut Script)) -> Result<Eviction, Error> {
     let (cluster, mut calls) = script();
-    let (outcome, ()) = tokio::join!(cluster.evict("ml", "train", "a"), server(&mut calls));
+    let uids = ["uid-0", "uid-1"].map(str::to_owned).into();
+    let (outcome, ()) = tokio::join!(cluster.evict("ml", "train", &uids, "a"), server(&mut calls));
     assert!(calls.is_idle());
     outcome
 }
@@ -35,8 +36,12 @@ async fn a_pod_is_evicted_by_its_uid() {
 }
 
 #[tokio::test]
-async fn a_pod_that_ends_or_is_elsewhere_is_left_alone() {
-    for there in [pod("a", true), pod("b", false)] {
+async fn a_pod_that_ends_is_elsewhere_or_has_another_uid_is_left_alone() {
+    let mut other = pod("a", false);
+    other["metadata"]["uid"] = json!("uid-2");
+    let mut nameless = pod("a", false);
+    nameless["metadata"]["uid"] = json!(null);
+    for there in [pod("a", true), pod("b", false), other, nameless] {
         let outcome = evict(async |calls| calls.expect("GET").await.reply(&there));
         assert_eq!(outcome.await, Ok(Eviction::Gone));
     }
@@ -44,6 +49,11 @@ async fn a_pod_that_ends_or_is_elsewhere_is_left_alone() {
         calls.expect("GET").await.refuse(404, "NotFound", "pods \"train\" not found");
     });
     assert_eq!(outcome.await, Ok(Eviction::Gone));
+    let outcome = evict(async |calls| {
+        calls.expect("GET").await.reply(&pod("a", false));
+        calls.expect("POST").await.refuse(409, "Conflict", "the UID in the precondition differs");
+    });
+    assert_eq!(outcome.await, Ok(Eviction::Gone), "replaced between");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod monitoring;
 mod plugin;
 mod refusals;
 mod restarts;
+mod rights;
 mod scale;
 
 use crate::{programs::Release, suite::Test};
@@ -34,6 +35,7 @@ pub(crate) fn all(release: Release) -> anyhow::Result<Vec<Test>> {
         health::of(release),
         scale::tests(),
         monitoring::tests(),
+        rights::tests(),
         installation::tests(),
     ];
     Ok(suites.into_iter().flatten().collect())

@@ -138,6 +138,13 @@ impl Call<'_> {
         {
             return Ok(respond(200, document.to_string()));
         }
+        let evicted = path.strip_suffix("/eviction").and_then(Place::of);
+        if let Some(Place { kind: Kind { kind: "Pod", .. }, namespace, name: Some(name), .. }) =
+            evicted
+            && self.method == Method::POST
+        {
+            return self.evict((namespace.unwrap_or_default(), name));
+        }
         let place = Place::of(path).ok_or_else(Refusal::no_such_path)?;
         let params = Query::<Params>::try_from_uri(self.uri)
             .map_err(|e| Refusal::bad_request(e.to_string()))?
@@ -251,6 +258,24 @@ impl Call<'_> {
         let at = (place.namespace.unwrap_or_default(), name);
         let gone = self.state.write(|s| s.delete(place.kind, at, &demands, dry_run))?;
         Ok(respond(200, gone.to_string()))
+    }
+
+    /// There are no disruption budgets: one that does not allow it is a fault of 429.
+    fn evict(&self, at: (&str, &str)) -> Result<Response, Refusal> {
+        let eviction = self.json()?;
+        let text = |pointer| eviction.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+        if text("/metadata/name").as_deref() != Some(at.1) {
+            return Err(Refusal::bad_request("name in URL does not match name in Eviction object"));
+        }
+        let demands = Preconditions {
+            uid: text("/deleteOptions/preconditions/uid"),
+            revision: text("/deleteOptions/preconditions/resourceVersion"),
+        };
+        let pods = Kind::at("", "v1", "pods").ok_or_else(Refusal::no_such_path)?;
+        self.state.write(|s| s.delete(pods, at, &demands, false))?;
+        let success =
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
+        Ok(respond(201, success.to_string()))
     }
 
     fn delete_collection(&self, place: &Place<'_>, params: &Params) -> Result<Response, Refusal> {
