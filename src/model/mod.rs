@@ -5,12 +5,14 @@ pub mod claim;
 pub mod claim_status;
 pub mod config;
 pub mod device;
+pub mod ended;
 pub mod exposition;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod gpu;
 pub mod health;
 pub mod holder;
+pub mod kubelet_checkpoint;
 pub mod labels;
 pub mod linker;
 pub mod plan;

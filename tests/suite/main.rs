@@ -14,6 +14,7 @@ mod handover;
 mod hang;
 mod health;
 mod hook;
+mod init_containers;
 mod labels;
 mod layers;
 mod machine;
