@@ -225,6 +225,7 @@ impl Ready {
             served = self.keep_doors(args, doors, end, &driver, publisher) => served?,
             () = self.rescan(&driver, &events) => {}
             () = self.compare(&driver) => {}
+            () = driver.release_abandoned() => {}
             () = driver.watch_health() => {}
             () = driver.take_samples(args.metrics.interval()) => {}
             () = driver.evict_pods(), if args.health.evict_plugin_pods => {}

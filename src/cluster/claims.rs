@@ -2,9 +2,12 @@
 
 use k8s_openapi::api::{core::v1::Node, resource::v1::ResourceClaim};
 
+use kube::core::{Status, response::StatusDetails};
+use tokio::time::timeout;
+
 use crate::{
-    cluster::{Cluster, Error, answer},
-    model::claim::ClaimRef,
+    cluster::{Cluster, Error, PATIENCE, answer},
+    model::{abandoned::Answer, claim::ClaimRef},
 };
 
 impl Cluster {
@@ -23,6 +26,23 @@ impl Cluster {
         }
     }
 
+    /// Whether a claim still exists, as far as the server says so in so many words. A 404 of a proxy, of a group
+    /// that is not served or of a namespace is no word about this claim.
+    pub async fn claim_exists(&self, claim: &ClaimRef) -> Answer {
+        let claims = self.namespaced::<ResourceClaim>(&claim.namespace);
+        match timeout(PATIENCE, claims.get_metadata(&claim.name)).await {
+            Ok(Ok(found)) => match found.metadata.uid {
+                Some(uid) if uid == claim.uid => Answer::There,
+                Some(uid) if !uid.is_empty() => Answer::Gone,
+                _ => Answer::Unknown,
+            },
+            Ok(Err(kube::Error::Api(status))) if is_word_of_absence(&status, &claim.name) => {
+                Answer::Gone
+            }
+            _ => Answer::Unknown,
+        }
+    }
+
     /// UID of a node, which changes when a node is deleted and registers again.
     pub async fn node_uid(&self, node: &str) -> Result<String, Error> {
         let what = || format!("get Node `{node}`");
@@ -30,4 +50,16 @@ impl Cluster {
         let uid = found.metadata.uid;
         uid.ok_or_else(|| Error::Failed { what: what(), why: "it has no uid".to_owned() })
     }
+}
+
+/// Whether a server of claims says that there is none of this name.
+fn is_word_of_absence(status: &Status, name: &str) -> bool {
+    let of_claim = |details: &StatusDetails| {
+        details.name == name
+            && details.group == "resource.k8s.io"
+            && details.kind == "resourceclaims"
+    };
+    status.code == 404
+        && status.reason == "NotFound"
+        && status.details.as_ref().is_some_and(of_claim)
 }

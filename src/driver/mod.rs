@@ -1,6 +1,7 @@
 //! The order of things: prepare, unprepare, recover. Sync work behind an async front: what a call
 //! waits for is awaited, what changes the machine runs off the async threads and to its end.
 
+mod abandoned;
 mod claim_status;
 mod containers;
 mod error;

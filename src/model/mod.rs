@@ -1,5 +1,6 @@
 //! What is true, as plain values: no IO, no async, no clock, and nothing of ours imported.
 
+pub mod abandoned;
 pub mod cdi;
 pub mod claim;
 pub mod claim_status;
