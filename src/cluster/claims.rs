@@ -50,6 +50,14 @@ impl Cluster {
         let uid = found.metadata.uid;
         uid.ok_or_else(|| Error::Failed { what: what(), why: "it has no uid".to_owned() })
     }
+
+    /// UID of a node whose kubelet names claims in its pod resources: since 1.34. Of an older one's list a claim
+    /// is absent whether or not it is there.
+    pub async fn node_uid_if_claims_are_listed(&self, node: &str) -> Option<String> {
+        let found = timeout(PATIENCE, self.all::<Node>().get(node)).await.ok()?.ok()?;
+        let version = found.status?.node_info?.kubelet_version;
+        lists_claims(&version).then_some(found.metadata.uid?)
+    }
 }
 
 /// Whether a server of claims says that there is none of this name.
@@ -62,4 +70,30 @@ fn is_word_of_absence(status: &Status, name: &str) -> bool {
     status.code == 404
         && status.reason == "NotFound"
         && status.details.as_ref().is_some_and(of_claim)
+}
+
+/// Of a version such as `v1.34.2`.
+fn lists_claims(version: &str) -> bool {
+    let mut parts = version.trim_start_matches('v').split('.');
+    let mut next = || parts.next()?.parse::<u32>().ok();
+    matches!((next(), next()), (Some(1), Some(34..)) | (Some(2..), _))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lists_claims;
+
+    #[test]
+    fn kubelets_list_claims_since_1_34() {
+        for (version, lists) in [
+            ("v1.34.0", true),
+            ("v1.37.2-gke.1", true),
+            ("v2.0.0", true),
+            ("v1.33.9", false),
+            ("", false),
+            ("v1.x", false),
+        ] {
+            assert_eq!(lists_claims(version), lists, "{version}");
+        }
+    }
 }

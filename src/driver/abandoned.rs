@@ -1,6 +1,6 @@
 //! Lets go of claims that no longer exist, whose kubelet has lost its state.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
@@ -10,7 +10,9 @@ use crate::{
     model::{
         abandoned::{Round, Rounds},
         claim::ClaimRef,
+        device::Target,
         holder::Holder,
+        plan::Origin,
         record::Record,
     },
 };
@@ -68,11 +70,20 @@ impl Driver {
         true
     }
 
-    /// Whether no process computes on the GPUs of a record, by NVML's own word.
+    /// Whether no process computes on the devices of a record, by NVML's own word. Of an instance that Kerf made it
+    /// says so when it is destroyed; of others by a list of processes, which is empty where this process is in a
+    /// PID namespace of its own.
     fn is_idle(&self, record: &Record) -> Result<bool, Error> {
         let nvml = self.machine.nvml()?;
         let inventory = self.machine.inventory();
-        for device in &record.plan.devices {
+        let listed = record.plan.devices.iter().filter(|device| {
+            let made = device.origin == Origin::Made && matches!(device.target, Target::Mig { .. });
+            !made && device.origin != Origin::Observed
+        });
+        for device in listed {
+            if !in_host_pid_namespace() {
+                return Ok(false);
+            }
             let gpu = inventory.gpu(device.target.gpu()).ok_or_else(|| Error::Device {
                 device: device.device.clone(),
                 reason: "its GPU does not answer".to_owned(),
@@ -83,6 +94,13 @@ impl Driver {
         }
         Ok(true)
     }
+}
+
+/// The kernel's number of the namespace that all others are in (`PROC_PID_INIT_INO`).
+const HOST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+fn in_host_pid_namespace() -> bool {
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|found| found.ino() == HOST_PID_NAMESPACE)
 }
 
 /// Asks for the claims, and then whether it is still the same cluster that answers.
@@ -101,7 +119,7 @@ async fn ask(
         listed.is_some_and(|listed| listed.claims.contains_key(&key))
     };
     Round {
-        node: cluster.node_uid(node).await.ok(),
+        node: cluster.node_uid_if_claims_are_listed(node).await,
         kubelet: listed.map(|listed| listed.run),
         listed: claims.iter().filter(named).map(|claim| claim.uid.clone()).collect(),
         claims: answers,

@@ -1,6 +1,7 @@
 //! Devices that only an init container has: the kubelet's pod resources never name it, its checkpoint does. What
 //! another component does not say is no statement.
 
+use kerf::node::store::write_atomic;
 use kerf_nvml::Model;
 use kerf_testbed::{
     agent::Agent,
@@ -114,7 +115,7 @@ async fn a_file_that_cannot_be_read_frees_nothing_and_that_is_said() {
     testbed.kubelet.end_pod(&pod("a"));
     let file = testbed.device_plugins_dir().join("kubelet_internal_checkpoint");
     let whole = std::fs::read(&file).unwrap();
-    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    write_atomic(&file, &whole[..whole.len() / 2], 0o600).unwrap();
     let mut options = testbed.agent_options("b").unwrap();
     options.flags = vec!["--interface=dra".into()];
     options.host_root = "/".into();
@@ -128,6 +129,6 @@ async fn a_file_that_cannot_be_read_frees_nothing_and_that_is_said() {
     };
     testbed.api.wait_until(said).await;
     assert_eq!(hold(&testbed), 1);
-    std::fs::write(&file, &whole).unwrap();
+    write_atomic(&file, &whole, 0o600).unwrap();
     given::until("the end", || hold(&testbed) == 0).await;
 }
