@@ -215,7 +215,7 @@ impl Ready {
         driver.recover().await;
         kubelet::remove_stale(&door_settings(args));
         // What containers have must be known before a door opens.
-        driver.release_ended().await;
+        driver.release_ended(false).await;
         self.acting.send_replace(Some(driver.clone()));
         let orders_file = self.take_orders(&driver)?;
         tracing::info!("acting on this node");
@@ -225,6 +225,7 @@ impl Ready {
             served = self.keep_doors(args, doors, end, &driver, publisher) => served?,
             () = self.rescan(&driver, &events) => {}
             () = self.compare(&driver) => {}
+            () = driver.release_abandoned() => {}
             () = driver.watch_health() => {}
             () = driver.take_samples(args.metrics.interval()) => {}
             () = driver.evict_pods(), if args.health.evict_plugin_pods => {}
@@ -332,7 +333,7 @@ impl Ready {
             cluster: self.cluster.clone(),
             events: events.clone(),
             lock,
-            pods: Arc::new(args.doors.pod_resources()),
+            pods: Arc::new(args.doors.pod_resources(&args.host_root, args.pod_uid.as_deref())),
             plugin: PluginParts {
                 config: config.clone(),
                 on_demand: args.doors.mig_on_demand,

@@ -23,8 +23,12 @@ use crate::{
         publish::{Channels, publish},
     },
     driver::Driver,
-    kubelet::{self, Doors, Served, plugin, podresources::PodResources, probe},
-    model::plugin::config::DeviceRef,
+    kubelet::{
+        self, Doors, Served, plugin,
+        podresources::{self, PodResources},
+        probe,
+    },
+    model::{ended::APART, plugin::config::DeviceRef},
     node::watch::{Change, Changes},
 };
 
@@ -84,13 +88,15 @@ pub struct DoorArgs {
 }
 
 impl DoorArgs {
-    pub(super) fn pod_resources(&self) -> PodResources {
+    /// `pod_uid` is that of the agent's pod.
+    pub(super) fn pod_resources(&self, host_root: &Path, pod_uid: Option<&str>) -> PodResources {
+        let directory = &self.kubelet_device_plugins_directory_path;
+        let pods = podresources::pods_directory(host_root, directory);
         PodResources {
             socket: self.kubelet_pod_resources_socket.clone(),
+            checkpoint: directory.join(podresources::CHECKPOINT),
+            pods: pods.zip(pod_uid.map(str::to_owned)),
             own: self.pod_namespace.clone().zip(self.pod_name.clone()),
-            checkpoint: self
-                .kubelet_device_plugins_directory_path
-                .join("kubelet_internal_checkpoint"),
         }
     }
 
@@ -265,9 +271,10 @@ impl Ready {
 
     /// Compares containers with what the kubelet lists, again and again: nobody tells of their end.
     pub(super) async fn compare(&self, driver: &Arc<Driver>) {
+        let mut pause = COMPARE;
         loop {
-            sleep(COMPARE).await;
-            driver.release_ended().await;
+            sleep(pause).await;
+            pause = if driver.release_ended(false).await { APART } else { COMPARE };
         }
     }
 

@@ -114,6 +114,11 @@ impl Call {
         );
     }
 
+    /// Answers with this text or object and code.
+    pub(super) fn answer(self, code: u16, value: &impl serde::Serialize) {
+        self.reply_with(code, value);
+    }
+
     /// Lets the connection break.
     pub(super) fn hang_up(self) {
         drop(self.answer);

@@ -8,7 +8,7 @@ use crate::{
         events::Events,
         script::{Script, script, settings},
     },
-    model::{claim::ClaimRef, pool::Features},
+    model::{abandoned::Answer, claim::ClaimRef, pool::Features},
 };
 
 fn claim() -> ClaimRef {
@@ -69,6 +69,52 @@ async fn errors_are_one_line_and_say_each_thing_once() {
         ((), "get ResourceClaim `ml/x`: connection refused"),
         (call, error.to_string().as_str())
     );
+}
+
+/// Only a server of claims that names this claim says that it is gone.
+#[tokio::test]
+async fn a_claim_is_gone_only_by_a_word_about_this_claim() {
+    let status = |reason: &str, details: Value| {
+        json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
+            "reason": reason, "message": "not found", "details": details,
+        })
+    };
+    let details =
+        |group: &str, kind: &str, name: &str| json!({ "group": group, "kind": kind, "name": name });
+    let ours = details("resource.k8s.io", "resourceclaims", "x");
+    let cases = [
+        (404, status("NotFound", ours.clone()), Answer::Gone),
+        (200, found("uid-2"), Answer::Gone),
+        (200, found("uid-1"), Answer::There),
+        // The group is not served, a proxy answers, a namespace is gone, another claim is.
+        (404, status("NotFound", json!({})), Answer::Unknown),
+        (404, status("NotFound", Value::Null), Answer::Unknown),
+        (404, json!("<html><body>404 Not Found</body></html>"), Answer::Unknown),
+        (404, json!("404 page not found"), Answer::Unknown),
+        (404, status("NotFound", details("", "namespaces", "ml")), Answer::Unknown),
+        (
+            404,
+            status("NotFound", details("resource.k8s.io", "resourceclaims", "y")),
+            Answer::Unknown,
+        ),
+        (404, status("NotFound", details("", "resourceclaims", "x")), Answer::Unknown),
+        (404, status("Expired", ours.clone()), Answer::Unknown),
+        (403, status("Forbidden", ours), Answer::Unknown),
+        (200, found(""), Answer::Unknown),
+    ];
+    for (code, said, expected) in cases {
+        let (cluster, mut server) = script();
+        let claim = claim();
+        let serve = async { server.expect(GET).await.answer(code, &said) };
+        let ((), answer) = tokio::join!(serve, cluster.claim_exists(&claim));
+        assert_eq!(answer, expected, "{code} {said}");
+    }
+    let (cluster, mut server) = script();
+    let claim = claim();
+    let ((), answer) =
+        tokio::join!(async { server.expect(GET).await.hang_up() }, cluster.claim_exists(&claim));
+    assert_eq!(answer, Answer::Unknown);
 }
 
 #[tokio::test]

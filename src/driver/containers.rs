@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use crate::model::{
     cdi,
     claim::{Allocation, AllocationResult},
     device::{Device, Part, Target},
+    ended::{Follows, Run, Said},
     holder::{Container, ContainerName, Holder},
     kubelet_checkpoint::Entry,
     plan::{Origin, Plan, PlannedDevice},
@@ -48,12 +49,17 @@ pub trait PodResources: Send + Sync {
 }
 
 /// What the kubelet lists.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// Containers with devices of extended resources, one entry a device.
     pub devices: Vec<Container>,
     /// The containers that have a claim, by its namespace and name (kubelets since 1.34).
     pub claims: ClaimContainers,
+    /// What the kubelet's own file names for pods that are not known to be gone, or why it cannot be read: the
+    /// list leaves out init containers.
+    pub kept: Result<Vec<Entry>, String>,
+    /// Which run of the kubelet says so.
+    pub run: Run,
 }
 
 /// Containers by namespace and name of the claim that they have.
@@ -128,38 +134,110 @@ impl Driver {
         self.claim_containers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Compares the records with what the kubelet lists: takes up what it gave out without us, notes the
-    /// names of containers, and lets go of what has ended.
-    pub async fn release_ended(self: &Arc<Self>) {
+    /// Compares the records with what the kubelet says: takes up what it gave out without us, notes the
+    /// names of containers, and lets go of what has ended. Whether another comparison, [`APART`](crate::model::ended::APART) from this
+    /// one, may find more ended; `urgent` if somebody waits for that.
+    pub async fn release_ended(self: &Arc<Self>, urgent: bool) -> bool {
         let _turn = self.comparing.lock().await;
         let asked = Instant::now();
         let listed = match self.pods.list().await {
-            Ok(Listed { devices, claims }) => {
-                *self.claim_containers.lock().unwrap_or_else(PoisonError::into_inner) = claims;
-                devices
-            }
+            Ok(listed) => listed,
             Err(error) => {
                 tracing::debug!(error, "containers are not known");
-                return;
+                return false;
             }
         };
-        for container in &listed {
+        self.claim_containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&listed.claims);
+        for container in &listed.devices {
             self.note_listed(&container.id, asked);
             if let Err(error) = self.take_up(container) {
                 tracing::warn!(id = container.id, error = %error.line(), "container not taken up");
             }
         }
-        let ids: BTreeSet<&str> = listed.iter().map(|container| container.id.as_str()).collect();
+        self.take_up_kept(&listed);
+        let follows = self.compare(&listed, asked, urgent);
+        for (holder, _) in follows.iter().filter(|(_, follows)| *follows == Follows::Ended) {
+            // Given out while this waited for its turn, it was not to be listed yet.
+            let id = holder.key().to_owned();
+            let ended = move |driver: &Self| !driver.is_given_since(&id, asked);
+            if let Err(error) = self.let_go_if(holder, ended).await {
+                tracing::warn!(id = holder.key(), error = %error.line(), "not released yet");
+            }
+        }
+        let any = |what| follows.iter().any(|(_, follows)| *follows == what);
+        if any(Follows::AskForFile) {
+            self.repeat_offer();
+        }
+        any(Follows::AskForFile) || any(Follows::LookAgain)
+    }
+
+    /// What follows from the kubelet's word for each container's device.
+    fn compare(&self, listed: &Listed, asked: Instant, urgent: bool) -> Vec<(Holder, Follows)> {
+        let ids: BTreeSet<&str> =
+            listed.devices.iter().map(|container| container.id.as_str()).collect();
+        let now = self.began.elapsed();
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        looks.begin(listed.run, now);
+        let mut follows = Vec::new();
         for record in self.ledger.all() {
-            let Some(container) = record.plan.holder.container() else { continue };
-            if ids.contains(container.id.as_str()) {
+            let holder = &record.plan.holder;
+            if holder.container().is_none() {
                 continue;
             }
-            // Given out while this waited for its turn, it was not to be listed yet.
-            let id = container.id.clone();
-            let ended = move |driver: &Self| !driver.is_given_since(&id, asked);
-            if let Err(error) = self.let_go_if(&record.plan.holder, ended).await {
-                tracing::warn!(id = container.id, error = %error.line(), "not released yet");
+            let id = holder.key();
+            let said = match &listed.kept {
+                _ if ids.contains(id) || self.is_given_since(id, asked) => Said::Listed,
+                Ok(kept) if kept.iter().any(|entry| entry.id == id) => Said::Kept,
+                Ok(_) => Said::Nothing,
+                // Of before a reboot, nothing is left that an init container could use.
+                Err(_) if record.boot_id != self.boot_id => Said::Nothing,
+                Err(reason) => {
+                    self.tell_unreadable(id, reason);
+                    Said::Unknown
+                }
+            };
+            let follow = looks.say(id, said, now, urgent);
+            if follow == Follows::Ended {
+                looks.forget(id);
+            }
+            follows.push((holder.clone(), follow));
+        }
+        follows
+    }
+
+    fn tell_unreadable(&self, id: &str, reason: &str) {
+        let note = format!(
+            "device `{id}` stays held: {reason}; an init container may have it, so it is held until the file can be \
+             read or the node starts again"
+        );
+        tracing::debug!("{note}");
+        // Said once.
+        self.events.warn_node("KubeletCheckpointUnreadable", &note);
+    }
+
+    /// At the start, what only the kubelet's file names is held too: an init container may have it, and the
+    /// records be lost. A claim that has it since shows that the file is old.
+    fn take_up_kept(&self, listed: &Listed) {
+        if self.kept_taken_up.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let inventory = self.machine.inventory();
+        for Entry { resource, id, .. } in listed.kept.iter().flatten() {
+            let Some(parsed) = DeviceId::parse(id) else { continue };
+            let Some(device) = parsed.resolve(&inventory) else { continue };
+            let taken = |record: &Record| {
+                record.plan.holder.claim().is_some()
+                    && record.held().any(|held| *held.target.gpu() == device.gpu.uuid)
+            };
+            if self.ledger.get(id).is_some() || self.ledger.all().iter().any(taken) {
+                continue;
+            }
+            let container = Container { id: id.clone(), resource: resource.clone(), name: None };
+            if let Err(error) = self.take_up(&container) {
+                tracing::warn!(id, error = %error.line(), "container not taken up");
             }
         }
     }
@@ -330,6 +408,7 @@ impl Driver {
     }
 
     fn note_given(&self, id: &str) {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner).forget(id);
         let mut given = self.given_at.lock().unwrap_or_else(PoisonError::into_inner);
         given.retain(|_, at| at.elapsed() < KEPT);
         given.insert(id.to_owned(), Instant::now());

@@ -1,6 +1,7 @@
 //! The order of things: prepare, unprepare, recover. Sync work behind an async front: what a call
 //! waits for is awaited, what changes the machine runs off the async threads and to its end.
 
+mod abandoned;
 mod claim_status;
 mod containers;
 mod error;
@@ -50,6 +51,7 @@ use crate::{
     model::{
         claim::{AllocationResult, ClaimRef},
         device,
+        ended::Looks,
         gpu::GpuUuid,
         plugin::config::{Config, DeviceRef},
         record::Record,
@@ -137,6 +139,12 @@ pub struct Driver {
     plugin_spec: Mutex<()>,
     /// When devices were given to containers, of the last seconds.
     given_at: Mutex<BTreeMap<String, Instant>>,
+    /// What earlier comparisons with the kubelet found.
+    looks: Mutex<Looks>,
+    /// Whether what only the kubelet's file names was taken up.
+    kept_taken_up: AtomicBool,
+    /// When this driver began: the zero of its own clock.
+    began: Instant,
     health: health::Watch,
     samples: std::sync::RwLock<Arc<Samples>>,
     history: Mutex<BTreeMap<GpuUuid, GpuHistory>>,
@@ -204,6 +212,9 @@ impl Driver {
             offers: Offers::default(),
             plugin_spec: Mutex::default(),
             given_at: Mutex::default(),
+            looks: Mutex::default(),
+            kept_taken_up: AtomicBool::new(false),
+            began: Instant::now(),
         }
     }
 

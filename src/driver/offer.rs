@@ -46,6 +46,8 @@ pub struct Versioned {
     pub version: u64,
     /// What is offered.
     pub offer: Arc<Offer>,
+    /// Rises when it is to be told again though it is the same.
+    pub repeats: u64,
 }
 
 /// A stream that tells the kubelet what is offered. Counted until it is dropped.
@@ -144,9 +146,19 @@ impl Driver {
             let offer = offer::offer(&input);
             let same = offer == *now.offer;
             if !same {
-                *now = Versioned { version: now.version + 1, offer: Arc::new(offer) };
+                now.version += 1;
+                now.offer = Arc::new(offer);
             }
             !same
+        });
+    }
+
+    /// Tells the kubelet again what is offered: with each list that it is told it writes its checkpoint, without
+    /// the pods that have ended.
+    pub(super) fn repeat_offer(&self) {
+        self.offers.now.send_modify(|now| {
+            now.version += 1;
+            now.repeats += 1;
         });
     }
 

@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use tokio::time::sleep;
+
 use super::{
     Answer, Driver, Error, Work,
     error::outcome,
@@ -20,6 +22,7 @@ use crate::{
         DRIVER,
         claim::{Allocation, ClaimRef},
         device::{self, Target},
+        ended::APART,
         gpu::{Gpu, GpuInstance, GpuUuid, Inventory},
         holder::Holder,
         plan::{self, Origin, Plan, PlannedDevice, Reason, Refusal},
@@ -80,7 +83,11 @@ impl Driver {
     ) -> Result<Vec<Answer>, Error> {
         match self.try_hold(work, allocation.clone()).await {
             Err(Error::Refusal(refusal)) if refusal.is_by_container() => {
-                self.release_ended().await;
+                // An end is seen twice.
+                if self.release_ended(true).await {
+                    sleep(APART).await;
+                    self.release_ended(true).await;
+                }
                 self.try_hold(self.begin()?, allocation).await
             }
             held => held,

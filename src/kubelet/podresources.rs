@@ -1,6 +1,11 @@
 //! Which containers have which devices, as the kubelet lists it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use futures::{FutureExt, future::BoxFuture};
 use tokio::time::timeout;
@@ -11,6 +16,7 @@ use crate::{
     driver::{self, ClaimContainers, Listed},
     model::{
         DRIVER,
+        ended::Run,
         holder::{Container, ContainerName},
         kubelet_checkpoint::{self, Entry},
     },
@@ -26,19 +32,27 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A node's list may be long: 110 pods with devices of 16 GPUs and their shares.
 const LONGEST: usize = 64 << 20;
 
-/// The kubelet's list.
+/// The kubelet's file of what device plugins gave out, in their directory.
+pub const CHECKPOINT: &str = "kubelet_internal_checkpoint";
+
+/// The kubelet's list, and its file.
 #[derive(Clone, Debug)]
 pub struct PodResources {
     /// Its socket.
     pub socket: PathBuf,
+    /// The file: it names init containers, which the list leaves out.
+    pub checkpoint: PathBuf,
+    /// The kubelet's directory of pods as this process sees it, and the UID of the agent's own pod. Only a
+    /// directory that has that one is believed.
+    pub pods: Option<(PathBuf, String)>,
     /// Namespace and name of the agent's own pod, where it is in one.
     pub own: Option<(String, String)>,
-    /// The kubelet's file of the devices that it gave to pods.
-    pub checkpoint: PathBuf,
 }
 
 impl PodResources {
     async fn ask(&self) -> Result<Listed, String> {
+        // Looked at before the list, it is at worst that of an earlier run.
+        let run = self.run().map_err(|error| error.to_string())?;
         let channel =
             probe::connect(self.socket.clone()).await.map_err(|error| error.to_string())?;
         let mut client = PodResourcesListerClient::new(channel).max_decoding_message_size(LONGEST);
@@ -54,8 +68,44 @@ impl PodResources {
         for (claim, name) in pods.iter().flat_map(claims_of) {
             claims.entry(claim).or_default().push(name);
         }
-        Ok(Listed { devices: pods.iter().flat_map(containers).collect(), claims })
+        let devices = pods.iter().flat_map(containers).collect();
+        // Read after the list: what was given out between them is in one of them.
+        Ok(Listed { devices, claims, kept: self.kept(), run })
     }
+
+    /// A kubelet that starts makes its socket anew.
+    fn run(&self) -> io::Result<Run> {
+        let found = fs::metadata(&self.socket)?;
+        let made = i128::from(found.ctime()) * 1_000_000_000 + i128::from(found.ctime_nsec());
+        Ok(Run { inode: found.ino(), made })
+    }
+
+    /// What the file names, without pods that are gone.
+    fn kept(&self) -> Result<Vec<Entry>, String> {
+        let failed = |error: &dyn std::fmt::Display| {
+            format!("`{}` cannot be read: {error}", self.checkpoint.display())
+        };
+        let bytes = fs::read(&self.checkpoint).map_err(|error| failed(&error))?;
+        let mut kept = kubelet_checkpoint::parse(&bytes).map_err(|error| failed(&error))?;
+        kept.retain(|entry| !self.is_gone(&entry.pod));
+        Ok(kept)
+    }
+
+    /// Whether a pod has no directory any more: the kubelet removes it when the last container is gone.
+    fn is_gone(&self, uid: &str) -> bool {
+        let Some((pods, own)) = &self.pods else { return false };
+        let is_uid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        !uid.is_empty()
+            && uid.bytes().all(is_uid)
+            && pods.join(own).is_dir()
+            && pods.join(uid).try_exists().is_ok_and(|exists| !exists)
+    }
+}
+
+/// The kubelet's directory of pods, below the host's `/` as this process sees it.
+pub fn pods_directory(host_root: &Path, device_plugins: &Path) -> Option<PathBuf> {
+    let root = device_plugins.parent()?;
+    Some(host_root.join(root.strip_prefix("/").ok()?).join("pods"))
 }
 
 impl driver::PodResources for PodResources {
@@ -69,14 +119,7 @@ impl driver::PodResources for PodResources {
     }
 
     fn owners(&self) -> BoxFuture<'_, Result<Vec<Entry>, String>> {
-        async {
-            let read = tokio::fs::read(&self.checkpoint).await.map_err(|error| error.to_string());
-            let parsed = read.and_then(|read| {
-                kubelet_checkpoint::parse(&read).map_err(|error| error.to_string())
-            });
-            parsed.map_err(|error| format!("`{}`: {error}", self.checkpoint.display()))
-        }
-        .boxed()
+        async { self.kept() }.boxed()
     }
 }
 

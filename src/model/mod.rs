@@ -1,10 +1,12 @@
 //! What is true, as plain values: no IO, no async, no clock, and nothing of ours imported.
 
+pub mod abandoned;
 pub mod cdi;
 pub mod claim;
 pub mod claim_status;
 pub mod config;
 pub mod device;
+pub mod ended;
 pub mod exposition;
 #[cfg(test)]
 pub(crate) mod fixtures;

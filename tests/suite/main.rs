@@ -15,6 +15,7 @@ mod handover;
 mod hang;
 mod health;
 mod hook;
+mod init_containers;
 mod kernel_log;
 mod labels;
 mod layers;

@@ -68,6 +68,7 @@ struct Telling {
     resource: String,
     /// What the kubelet was sent last; nothing yet.
     told: Option<Vec<Device>>,
+    repeats: u64,
     version: u64,
     stream: driver::Stream,
     closed: watch::Receiver<()>,
@@ -94,7 +95,7 @@ impl Drop for Open {
 }
 
 impl Telling {
-    /// The next list that is not the one before.
+    /// The next list that is not the one before, or is asked for again.
     async fn next(&mut self) -> Option<ListAndWatchResponse> {
         loop {
             if self.told.is_some() {
@@ -108,7 +109,8 @@ impl Telling {
             self.version = now.version;
             let offered = now.offer.resources.get(&self.resource);
             let devices: Vec<_> = offered.into_iter().flatten().map(device).collect();
-            if self.told.as_ref() != Some(&devices) {
+            let again = std::mem::replace(&mut self.repeats, now.repeats) != now.repeats;
+            if again || self.told.as_ref() != Some(&devices) {
                 self.told = Some(devices.clone());
                 return Some(ListAndWatchResponse { devices });
             }
@@ -143,6 +145,7 @@ impl DevicePlugin for Service {
             offers: self.driver.offers(),
             resource: self.resource.clone(),
             told: None,
+            repeats: 0,
             version: 0,
             stream: self.driver.stream(),
             closed: self.closed.clone(),

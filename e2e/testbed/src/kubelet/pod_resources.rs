@@ -138,7 +138,8 @@ fn pods(state: &State) -> Vec<Pod> {
 fn pod_resources(pod: &Pod, claims: &BTreeMap<String, HeldClaim>) -> PodResources {
     let held = claims.values().filter(|held| held.pods.contains(&pod.pod.uid));
     let claims: Vec<_> = held.map(dynamic_resource).collect();
-    let containers = pod.containers.iter().map(|(name, container)| ContainerResources {
+    let listed = pod.containers.iter().filter(|(_, container)| !container.init);
+    let containers = listed.map(|(name, container)| ContainerResources {
         name: name.clone(),
         devices: container.allocation.iter().flat_map(granted).collect(),
         dynamic_resources: claims.clone(),

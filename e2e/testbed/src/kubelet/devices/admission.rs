@@ -1,6 +1,7 @@
 //! Admission: a pod's container is given its devices, or the pod ends here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use kerf::proto::device_plugin::{
     AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerAllocateResponse,
@@ -27,15 +28,46 @@ impl Kubelet {
         container: &str,
         requests: &[(&str, usize)],
     ) -> Result<Allocation, AdmissionError> {
+        self.admit_container(pod, container, requests, false).await
+    }
+
+    /// The same for an init container, which is admitted before the others: they are given its devices again.
+    ///
+    /// # Errors
+    /// As those of [`Self::admit`].
+    pub async fn admit_init(
+        &self,
+        pod: &PodRef,
+        container: &str,
+        requests: &[(&str, usize)],
+    ) -> Result<Allocation, AdmissionError> {
+        self.admit_container(pod, container, requests, true).await
+    }
+
+    async fn admit_container(
+        &self,
+        pod: &PodRef,
+        container: &str,
+        requests: &[(&str, usize)],
+        init: bool,
+    ) -> Result<Allocation, AdmissionError> {
         let stopped = || AdmissionError("the kubelet has stopped".into());
         let devices = self.devices().ok_or_else(stopped)?;
         let _alone = devices.admission.lock().await;
         let requests = requests.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
-        devices.change(|_, state| enter(state, pod, container, requests));
+        devices.change(|_, state| {
+            enter(state, pod, container, requests);
+            let entered = state.pods.get_mut(&pod.uid);
+            if let Some(one) = entered.and_then(|pod| pod.containers.get_mut(container)) {
+                one.init = init;
+            }
+        });
+        let directory = self.pod_directory(&pod.uid);
+        std::fs::create_dir_all(directory).map_err(|error| AdmissionError(error.to_string()))?;
         match devices.allocate_container(pod, container).await {
             Ok(()) => Ok(allocation(&self.shared.state.borrow(), pod, container)),
             Err(why) => {
-                devices.change(|_, state| forget(state, &pod.uid));
+                self.end_pod(pod);
                 Err(AdmissionError(why))
             }
         }
@@ -55,11 +87,18 @@ impl Kubelet {
         allocate(&endpoint, devices.iter().map(|id| (*id).to_owned()).collect()).await
     }
 
-    /// What happens when a pod has ended: its devices are free.
+    /// What happens when a pod has ended: its devices are free, though the checkpoint names them until it is
+    /// written for another reason, and its directory goes.
     pub fn end_pod(&self, pod: &PodRef) {
         if let Some(devices) = self.devices() {
             devices.change(|_, state| forget(state, &pod.uid));
         }
+        let _gone = std::fs::remove_dir_all(self.pod_directory(&pod.uid));
+    }
+
+    /// The kubelet's directory of a pod.
+    pub fn pod_directory(&self, uid: &str) -> PathBuf {
+        self.shared.device_plugins.with_file_name("pods").join(uid)
     }
 }
 

@@ -1,11 +1,14 @@
 //! The kubelet's directory for device plugins: their sockets, its own, and its checkpoint.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use k8s_openapi::ByteString;
 use kerf::proto::device_plugin::registration_server::RegistrationServer;
+use prost::Message;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tonic::service::Routes;
@@ -48,8 +51,9 @@ impl Devices {
         });
     }
 
-    /// Only a part of what the real file holds; what the plugins answered stays in the state. It
-    /// is written as often, in the same directory, and fails where the real one does.
+    /// Written as often as the real one, in the same directory: with each list of devices, and after a container
+    /// was given some, not when a pod ends. It fails where the real one does. The checksum is over Go's own
+    /// notation of it, and zero here.
     pub(super) fn write_checkpoint(&self) -> Result<(), String> {
         let content = checkpoint(&self.shared.state.borrow());
         replace(&self.directory, &content.to_string())
@@ -82,7 +86,8 @@ fn checkpoint(state: &State) -> Value {
     let registered = registered.map(|(name, resource)| (name.clone(), json!(resource.healthy())));
     let entries: Vec<Value> = state.pods.values().flat_map(entries).collect();
     let registered: serde_json::Map<_, _> = registered.collect();
-    json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": registered}})
+    let entries = Some(entries).filter(|entries| !entries.is_empty());
+    json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": registered}, "Checksum": 0})
 }
 
 fn entries(pod: &Pod) -> Vec<Value> {
@@ -93,9 +98,20 @@ fn entries(pod: &Pod) -> Vec<Value> {
                 "PodUID": pod.pod.uid,
                 "ContainerName": name,
                 "ResourceName": resource,
-                "DeviceIDs": granted.devices.keys().collect::<Vec<_>>(),
+                "DeviceIDs": by_node(&granted.devices),
+                "AllocResp": ByteString(granted.answer.encode_to_vec()),
             }));
         }
     }
     entries
+}
+
+/// Devices without topology are those of node -1.
+fn by_node(devices: &BTreeMap<String, Vec<i64>>) -> BTreeMap<i64, Vec<&String>> {
+    let mut nodes: BTreeMap<i64, Vec<&String>> = BTreeMap::new();
+    for (id, numa) in devices {
+        let numa = if numa.is_empty() { &[-1][..] } else { numa };
+        numa.iter().for_each(|node| nodes.entry(*node).or_default().push(id));
+    }
+    nodes
 }

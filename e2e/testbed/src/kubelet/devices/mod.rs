@@ -1,7 +1,7 @@
 //! The kubelet's side of device plugins, as of Kubernetes 1.20 to 1.37: who is registered, which
 //! devices there are, and who is given them.
 //!
-//! Left out: topology hints, init containers that hand their devices on, and the five minutes after
+//! Left out: topology hints, and the five minutes after
 //! which a stopped resource is forgotten, for which there is [`Kubelet::expire_stopped`].
 
 mod admission;

@@ -32,10 +32,17 @@ impl Devices {
         if available.is_empty() {
             return Ok(available);
         }
+        let again = reusable(&self.shared.state.borrow(), want);
+        if again.len() >= want.count {
+            return Ok(again.into_iter().take(want.count).collect());
+        }
         let preferred = self.preferred(want, &available).await?;
         let (first, rest): (Vec<_>, Vec<_>) =
             shuffled(available).into_iter().partition(|device| preferred.contains(device));
-        let picked: BTreeSet<_> = first.into_iter().chain(rest).take(want.count).collect();
+        let picked = again.into_iter().chain(first).chain(rest);
+        let mut seen = BTreeSet::new();
+        let picked: BTreeSet<_> =
+            picked.filter(|id| seen.insert(id.clone())).take(want.count).collect();
         self.change(|_, state| {
             if let Some(resource) = state.resources.get_mut(want.resource) {
                 resource.allocated.extend(picked.iter().cloned());
@@ -75,7 +82,8 @@ impl Devices {
             ));
         }
         let needed = count - has.len();
-        let available = &healthy - &resource.allocated;
+        let free = &healthy - &resource.allocated;
+        let available = &free | &reusable(state, want);
         if available.len() < needed {
             return Err(format!(
                 "requested number of devices unavailable for {name}. Requested: {needed}, Available: {}",
@@ -128,6 +136,14 @@ async fn ask(
 fn held(state: &State, want: &Want<'_>) -> Option<BTreeSet<String>> {
     let container = state.pods.get(&want.pod.uid)?.containers.get(want.container)?;
     Some(container.allocation.get(want.resource)?.devices.keys().cloned().collect())
+}
+
+/// Devices of the pod's init containers, which end before the others start.
+fn reusable(state: &State, want: &Want<'_>) -> BTreeSet<String> {
+    let containers = state.pods.get(&want.pod.uid).map(|pod| &pod.containers);
+    let init = containers.into_iter().flatten().filter(|(_, container)| container.init);
+    let granted = init.filter_map(|(_, container)| container.allocation.get(want.resource));
+    granted.flat_map(|granted| granted.devices.keys().cloned()).collect()
 }
 
 /// In no order, as sets are in Go: a plugin that cares says what it prefers.

@@ -59,6 +59,8 @@ pub struct Container {
     pub allocation: Allocation,
     /// Whether it was started.
     pub running: bool,
+    /// Whether it is an init container that ends before the others start: pod resources never name it.
+    pub init: bool,
 }
 
 /// What a container was given, by resource.
