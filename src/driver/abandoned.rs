@@ -27,8 +27,11 @@ impl Driver {
         loop {
             sleep(ROUND).await;
             let records = self.ledger.all();
-            let claims: Vec<&ClaimRef> =
-                records.iter().filter_map(|record| record.plan.holder.claim()).collect();
+            let claims: Vec<&ClaimRef> = records
+                .iter()
+                .filter(|record| !record.leftover)
+                .filter_map(|record| record.plan.holder.claim())
+                .collect();
             if claims.is_empty() {
                 continue;
             }

@@ -7,6 +7,7 @@
 
 mod arguments;
 mod compat;
+mod kernel;
 mod ldcache;
 mod links;
 mod musl;

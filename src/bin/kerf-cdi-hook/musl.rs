@@ -19,6 +19,12 @@ pub(crate) fn is_there(root: &Root) -> anyhow::Result<bool> {
     Ok(root.found(Path::new(&format!("/lib/ld-musl-{ARCH}.so.1")))?.is_some())
 }
 
+/// The directories of a list, one a line: absolute paths, and nothing else that a file may hold.
+fn directories(list: &[u8]) -> Vec<u8> {
+    let paths = list.split(|byte| b"\n:".contains(byte)).filter(|path| path.starts_with(b"/"));
+    paths.flat_map(|path| [path, b"\n"].concat()).collect()
+}
+
 /// Adds folders to the list, after all that are in it.
 ///
 /// # Errors
@@ -29,14 +35,14 @@ pub(crate) fn add(root: &Root, folders: &[&str]) -> anyhow::Result<()> {
         warn(format_args!("{error:#}; a new list takes its place"));
         None
     });
-    let mut content = old.unwrap_or_else(|| USUAL.into());
+    let mut content = old.as_deref().map(directories).unwrap_or_default();
+    if content.is_empty() {
+        content = USUAL.into();
+    }
     let mut changed = false;
     for folder in folders {
-        let mut listed = content.split(|byte| b"\n:".contains(byte));
+        let mut listed = content.split(|byte| *byte == b'\n');
         if !listed.any(|listed| listed == folder.as_bytes()) {
-            if !content.ends_with(b"\n") {
-                content.push(b'\n');
-            }
             content.extend(format!("{folder}\n").into_bytes());
             changed = true;
         }

@@ -38,7 +38,7 @@ const FORBIDDEN: &str = "ModifyDeviceFiles: 0";
 pub(crate) fn disable_modification(root: &Root, arguments: &Arguments) -> anyhow::Result<()> {
     arguments.only(&[]);
     let path = Path::new(DIRECTORY).join(NAME);
-    let Some(parameters) = root.read(&path, LARGEST)? else { return Ok(()) };
+    let Some(parameters) = root.read_procfs(&path, LARGEST)? else { return Ok(()) };
     let parameters = String::from_utf8_lossy(&parameters);
     if !parameters.lines().any(|line| line == ALLOWED) {
         return Ok(());

@@ -3,7 +3,9 @@
 //! Every path is resolved by the kernel below an open directory (`openat2` with `RESOLVE_IN_ROOT` and
 //! `RESOLVE_NO_MAGICLINKS`): links and `..` end at the root whatever others do to the image meanwhile.
 //! What is changed is a name in an open directory, never a path, and a link of that name is replaced
-//! and not followed. Files are looked at before they are opened, so that no device or pipe ever is.
+//! and not followed. Files are looked at before they are opened, so that no device or pipe ever is, and
+//! nothing of the kernel's own file systems, which are mounted in a container too. Text that is copied has to be
+//! for everybody to read, or an image's link could have it copied out of a volume.
 
 use std::{
     fs::File,
@@ -21,6 +23,8 @@ use rustix::{
     },
     io::Errno,
 };
+
+use crate::kernel;
 
 /// How often the kernel may say that somebody was moving directories meanwhile.
 const ATTEMPTS: u32 = 100;
@@ -81,6 +85,7 @@ impl Root {
             return Ok(found);
         }
         let (parent, name) = self.make_parent(path)?;
+        kernel::refuse(&parent.fd, &parent.path)?;
         match mkdirat(&parent.fd, name, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(in_container("make", path)(error)),
@@ -106,29 +111,36 @@ impl Root {
     /// A regular file, opened to be read; `None` if there is nothing.
     ///
     /// # Errors
-    /// There is something else, or it cannot be opened.
+    /// There is something else, or it is the kernel's, or it cannot be opened.
     pub(crate) fn file(&self, path: &Path) -> anyhow::Result<Option<File>> {
+        let Some(found) = self.regular(path)? else { return Ok(None) };
+        kernel::refuse(&found, path)?;
+        reopen(&found, path).map(Some)
+    }
+
+    /// The content of a file that the kernel shows in procfs; `None` if there is nothing.
+    ///
+    /// # Errors
+    /// As for [`Root::read`].
+    pub(crate) fn read_procfs(&self, path: &Path, limit: usize) -> anyhow::Result<Option<Vec<u8>>> {
+        let Some(found) = self.regular(path)? else { return Ok(None) };
+        content(reopen(&found, path)?, path, limit).map(Some)
+    }
+
+    fn regular(&self, path: &Path) -> anyhow::Result<Option<OwnedFd>> {
         let Some(found) = self.found(path)? else { return Ok(None) };
         let kind = FileType::from_raw_mode(fstat(&found)?.st_mode);
         ensure!(kind.is_file(), "`{}` in the container is not a file", path.display());
-        // The same file again, and none that was put in its place; the host's procfs is still seen.
-        let again = format!("/proc/self/fd/{}", found.as_raw_fd());
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::open(again, flags, Mode::empty());
-        Ok(Some(file.map_err(in_container("read", path))?.into()))
+        Ok(Some(found))
     }
-
     /// The content of a regular file; `None` if there is nothing.
     ///
     /// # Errors
-    /// There is something else, or more than `limit` bytes of it, or it cannot be read.
+    /// There is something else, or more than `limit` bytes of it, or not everybody may read it, or it cannot
+    /// be read.
     pub(crate) fn read(&self, path: &Path, limit: usize) -> anyhow::Result<Option<Vec<u8>>> {
         let Some(file) = self.file(path)? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        let read = file.take(limit as u64 + 1).read_to_end(&mut bytes);
-        read.map_err(in_container("read", path))?;
-        ensure!(bytes.len() <= limit, "`{}` in the container is too large", path.display());
-        Ok(Some(bytes))
+        content(file, path, limit).map(Some)
     }
 
     /// Whatever is at a path, not opened; `None` if there is nothing.
@@ -194,6 +206,7 @@ impl Directory {
     /// # Errors
     /// It cannot be made, or a directory has the name.
     pub(crate) fn put_link(&self, name: &str, target: &str) -> anyhow::Result<()> {
+        kernel::refuse(&self.fd, &self.path)?;
         let path = self.path.join(name);
         let (temporary, ()) = self
             .temporary(|temporary| symlinkat(target, &self.fd, temporary))
@@ -206,6 +219,7 @@ impl Directory {
     /// # Errors
     /// It cannot be written, or a directory has the name.
     pub(crate) fn put_file(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        kernel::refuse(&self.fd, &self.path)?;
         let path = self.path.join(name);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let create = |temporary: &str| openat(&self.fd, temporary, flags, Mode::RUSR);
@@ -222,6 +236,7 @@ impl Directory {
     /// # Errors
     /// It cannot be removed.
     pub(crate) fn remove(&self, name: &str) -> anyhow::Result<()> {
+        kernel::refuse(&self.fd, &self.path)?;
         match unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(in_container("remove", &self.path.join(name))(error)),
@@ -257,6 +272,29 @@ impl AsFd for Directory {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// The same file again, and none that was put in its place; the host's procfs is still seen.
+fn reopen(found: &OwnedFd, path: &Path) -> anyhow::Result<File> {
+    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(again, flags, Mode::empty());
+    Ok(file.map_err(in_container("read", path))?.into())
+}
+
+/// All of a file that everybody may read, up to `limit` bytes.
+fn content(file: File, path: &Path, limit: usize) -> anyhow::Result<Vec<u8>> {
+    let mode = Mode::from_raw_mode(fstat(&file)?.st_mode);
+    ensure!(
+        mode.contains(Mode::ROTH),
+        "`{}` in the container is not for all to read",
+        path.display()
+    );
+    let mut bytes = Vec::new();
+    let read = file.take(limit as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(in_container("read", path))?;
+    ensure!(bytes.len() <= limit, "`{}` in the container is too large", path.display());
+    Ok(bytes)
 }
 
 fn is_same(a: &OwnedFd, b: &OwnedFd) -> bool {

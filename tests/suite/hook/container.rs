@@ -255,6 +255,52 @@ fn links_of_procfs_lead_nowhere() {
     assert_eq!(fingerprint(&image.host()), host);
 }
 
+/// The kernel shows root what others may not see, and makes more than directories where it takes some.
+#[test]
+#[ignore = "needs root: .ci/run runs this"]
+fn nothing_of_the_kernels_file_systems_is_read_or_written() {
+    let files = [
+        "etc/ld.so.cache",
+        "etc/ld-musl-x86_64.path",
+        "etc/ld.so.conf.d/zz-kerf.conf",
+        "usr/lib/x86_64-linux-gnu/libevil.so",
+        "usr/local/cuda/compat/libcuda.so.600.1",
+    ];
+    for target in ["/proc/iomem", "/proc/version", "/sys/kernel/notes"] {
+        for file in files {
+            let image = Container::new();
+            mounted(&image);
+            image.write("lib/ld-musl-x86_64.so.1", "");
+            image.link(target, file);
+            let said = on_file_systems(&image);
+            let copied = |path: &PathBuf| {
+                let is_file = path.symlink_metadata().unwrap().is_file();
+                is_file && String::from_utf8_lossy(&fs::read(path).unwrap()).contains("System RAM")
+            };
+            let copies: Vec<_> = super::walk(&image.root()).into_iter().filter(copied).collect();
+            assert_eq!(copies, Vec::<PathBuf>::new(), "{file} -> {target}: {said}");
+        }
+    }
+    for target in ["/proc", "/proc/sys", "/sys", "/sys/kernel"] {
+        let image = Container::new();
+        mounted(&image);
+        image.link(target, "etc");
+        let said = on_file_systems(&image);
+        assert!(said.contains("which is the kernel's"), "etc -> {target}: {said}");
+    }
+}
+
+/// What the commands of old CDI files say in a root in which procfs and sysfs are mounted.
+fn on_file_systems(image: &Container) -> String {
+    for directory in ["proc/x", "sys/x"] {
+        image.at(directory);
+    }
+    let commands =
+        FIRST_VERSION.map(|arguments| format!(r#""$0" {} < "$2" 2>&1 || :"#, arguments.join(" ")));
+    let mounts = r#"mount -t proc proc "$1/proc"; mount --rbind /sys "$1/sys"; mount --make-rslave "$1/sys""#;
+    in_namespace(image, &format!("{mounts}\n{}", commands.join("\n")))
+}
+
 #[test]
 #[ignore = "needs strace: .ci/run installs it and runs this"]
 fn a_kernel_without_openat2_is_refused() {

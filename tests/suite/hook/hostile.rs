@@ -2,7 +2,10 @@
 
 use std::{
     fs::{self, File},
-    os::unix::{fs::symlink, net::UnixListener},
+    os::unix::{
+        fs::{PermissionsExt, symlink},
+        net::UnixListener,
+    },
     path::Path,
 };
 
@@ -206,4 +209,56 @@ fn spoilt_libraries() {
         |line: &String| line.split(" => ").nth(1).unwrap().rsplit_once('/').unwrap().0 == LIBRARIES;
     assert!(cache.iter().all(inside), "{cache:?}");
     assert_eq!(fingerprint(&image.host()), host);
+}
+
+/// Files whose text the hook copies into files of its own, and how an image may say them.
+const COPIED: [&str; 3] = [CACHE, MUSL, "proc/driver/nvidia/params"];
+const MUSL: &str = if cfg!(target_arch = "aarch64") {
+    "etc/ld-musl-aarch64.path"
+} else {
+    "etc/ld-musl-x86_64.path"
+};
+
+fn musl_image() -> Container {
+    let image = Container::new();
+    mounted(&image);
+    image.write(&MUSL.replace("etc/", "lib/").replace(".path", ".so.1"), "");
+    image
+}
+
+/// What only root may read, in a volume for example, is copied nowhere.
+#[test]
+fn links_to_what_not_everybody_may_read() {
+    const SECRET: &str = "/secret/of/others\nModifyDeviceFiles: 1\n";
+    for file in COPIED {
+        for mode in [0o600, 0o640, 0o000, 0o711] {
+            let image = musl_image();
+            image.write("volume/secret", SECRET);
+            let secret = image.root().join("volume/secret");
+            fs::set_permissions(&secret, fs::Permissions::from_mode(mode)).unwrap();
+            image.link("/volume/secret", file);
+            for arguments in FIRST_VERSION {
+                image.hook(arguments);
+            }
+            let copies = super::walk(&image.root()).into_iter().filter(|path| {
+                let is_file = path.symlink_metadata().unwrap().is_file() && *path != secret;
+                is_file && String::from_utf8_lossy(&fs::read(path).unwrap()).contains("/secret/of")
+            });
+            assert_eq!(
+                copies.collect::<Vec<_>>(),
+                Vec::<std::path::PathBuf>::new(),
+                "{file} {mode:o}"
+            );
+        }
+    }
+}
+
+/// Of a list of directories, directories are kept.
+#[test]
+fn a_list_of_directories_that_holds_something_else() {
+    let image = musl_image();
+    image.write(MUSL, "/opt/lib:relative\npassword=1\n\n/usr/lib\n  /x\0\n");
+    image.hook(&["update-ldcache", "--folder", LIBRARIES]);
+    let list = fs::read_to_string(image.root().join(MUSL)).unwrap();
+    assert_eq!(list, format!("/opt/lib\n/usr/lib\n{LIBRARIES}\n"));
 }

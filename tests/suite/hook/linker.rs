@@ -129,7 +129,7 @@ fn musl_is_told_by_its_list_of_directories() {
         (
             Some("/lib:/usr/lib"),
             &["/opt/a", "/opt/b"],
-            Some("/lib:/usr/lib\n/opt/a\n/opt/b\n".to_owned()),
+            Some("/lib\n/usr/lib\n/opt/a\n/opt/b\n".to_owned()),
         ),
         (Some("/opt/a\n/lib\n"), &["/opt/b"], Some("/opt/a\n/lib\n/opt/b\n".to_owned())),
         // What is listed is not listed twice.
