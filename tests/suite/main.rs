@@ -14,6 +14,7 @@ mod handover;
 mod hang;
 mod health;
 mod hook;
+mod hostile_peer;
 mod labels;
 mod layers;
 mod machine;
