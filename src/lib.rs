@@ -23,9 +23,10 @@
 //! * [`cluster`]: the API server: claims in, slices and events out. Imports `model`, `metrics`.
 //! * [`driver`]: the order of things: prepare, unprepare, recover. Imports `node`, `cluster`, `model`, `metrics`.
 //! * [`kubelet`]: the kubelet's sockets: claims, extended resources, pod resources. Imports `driver`, `model`,
-//!   `metrics`, `proto`.
-//! * [`telemetry`]: what the agent says about itself. Imports `model`, `metrics`.
+//!   `metrics`, `proto`, `sockets`.
+//! * [`telemetry`]: what the agent says about itself. Imports `model`, `metrics`, `sockets`.
 //! * [`cli`]: one file per subcommand; it alone wires the rest together.
+//! * [`sockets`]: what listens: modes of sockets, bounds of connections. Imports nothing of ours.
 //! * [`proto`]: the wire contracts, generated.
 //!
 //! `src/bin/kerf-cdi-hook` is the other program: container runtimes run it, as CDI files say. Imports
@@ -39,4 +40,5 @@ pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod proto;
+pub mod sockets;
 pub mod telemetry;

@@ -153,7 +153,11 @@ impl Ready {
                 listener.with_context(|| format!("cannot listen on health port {port}"))?;
             tracing::info!(address = %listener.local_addr()?, "gRPC health");
             let target = self.probed.subscribe();
-            spawn("gRPC health", probe::serve(listener, target, std::future::pending()));
+            tokio::spawn(async {
+                if let Err(error) = probe::serve(listener, target, std::future::pending()).await {
+                    tracing::error!(%error, "gRPC health has ended");
+                }
+            });
         }
         if !args.http_endpoint.is_empty() {
             let endpoint = &args.http_endpoint;
@@ -164,7 +168,7 @@ impl Ready {
             let metrics = self.metrics.clone();
             let page = Page::new(&args.metrics, &args.node_name, metrics, reporter.clone());
             let page = Arc::new(move |format| page.text(format));
-            spawn("HTTP", http::serve(listener, Arc::new(move || reporter.unready()), page));
+            tokio::spawn(http::serve(listener, Arc::new(move || reporter.unready()), page));
         }
         Ok(())
     }
@@ -357,16 +361,4 @@ impl Ready {
             }
         }
     }
-}
-
-/// Runs a server beside the rest; its failure is logged.
-fn spawn<E: std::fmt::Display + Send>(
-    name: &'static str,
-    server: impl Future<Output = Result<(), E>> + Send + 'static,
-) {
-    tokio::spawn(async move {
-        if let Err(error) = server.await {
-            tracing::error!(%error, "{name} has ended");
-        }
-    });
 }

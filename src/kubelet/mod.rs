@@ -16,7 +16,6 @@ use futures::future;
 pub use registration::Registration;
 pub use socket::{Error, Sockets, remove_stale};
 use tokio::{net::UnixListener, sync::watch, task::JoinHandle};
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use self::turn::Turn;
@@ -78,7 +77,7 @@ impl Doors {
         let service = registration::Service::new(sockets.dra.clone(), registered);
         let registration = Server::builder()
             .add_service(RegistrationServer::new(service))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(registration), end.clone());
+            .serve_with_incoming_shutdown(socket::incoming(registration), end.clone());
         let turn = Turn::new(acting, &sockets.dra);
         let claims = dra::Service::new(turn.clone());
         let health = health::Service::new(turn);
@@ -87,7 +86,7 @@ impl Doors {
             .add_service(DraV1Beta1::new(claims))
             .add_service(HealthV1::new(health.clone()))
             .add_service(HealthV1Alpha1::new(health))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(dra), end.clone());
+            .serve_with_incoming_shutdown(socket::incoming(dra), end.clone());
         let served = async { future::try_join(registration, dra).await.map_err(io::Error::other) };
         // A stream of device health never ends by itself: the end does not wait for the servers.
         let task = tokio::spawn(async {

@@ -6,11 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use futures::Stream;
 use k8s_openapi::jiff::Timestamp;
-use tokio::net::UnixListener;
+use tokio::net::{self, UnixListener};
 
 use super::Settings;
-use crate::model::DRIVER;
+use crate::{
+    model::DRIVER,
+    sockets::{self, Connection, Connections, Limits},
+};
 
 /// `sun_path` less its NUL.
 pub(super) const LONGEST: usize = 107;
@@ -124,15 +128,25 @@ pub(super) fn remove_unheard(dir: &Path, prefix: &str, suffix: &str) {
 /// Binds a socket, in the place of one that nobody listens to.
 pub(super) fn bind(path: &Path) -> Result<UnixListener, Error> {
     let failed = |source| Error::Bind { path: path.to_owned(), source };
-    match UnixListener::bind(path) {
+    match sockets::bind(path) {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             // Nobody else has this name: an earlier agent of the same pod was killed.
             std::fs::remove_file(path).map_err(failed)?;
-            UnixListener::bind(path).map_err(failed)
+            sockets::bind(path).map_err(failed)
         }
         Err(error) => Err(failed(error)),
     }
+}
+
+/// The kubelet has a connection or two to a socket, and keeps them for days.
+const LIMITS: Limits = Limits { connections: 64, idle: None };
+
+/// Connections to a socket of ours.
+pub(super) fn incoming(
+    listener: UnixListener,
+) -> impl Stream<Item = io::Result<Connection<net::UnixStream>>> {
+    Connections::new("socket of the kubelet", listener, LIMITS).incoming()
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use std::{io, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
-    time::sleep,
 };
+
+use crate::sockets::{Connection, Connections, Limits};
 
 /// Longer than any order.
 const LONGEST: u64 = 1024;
@@ -49,49 +50,54 @@ pub trait Gpus: Send + Sync {
     fn clear<'a>(&'a self, gpu: &'a str) -> BoxFuture<'a, Result<Vec<String>, String>>;
 }
 
+/// Connections that have given no order yet.
+const LIMITS: Limits = Limits { connections: 16, idle: Some(Duration::from_secs(10)) };
+
 /// Answers until dropped.
 pub async fn serve(listener: UnixListener, gpus: Arc<dyn Gpus>) {
+    let connections = Connections::new("socket for orders", listener, LIMITS);
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let gpus = gpus.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = answer(stream, &*gpus).await {
-                        tracing::debug!(%error, "whoever gave an order has gone");
-                    }
-                });
+        let connection = connections.next().await;
+        let gpus = gpus.clone();
+        tokio::spawn(async move {
+            if let Err(error) = answer(connection, &*gpus).await {
+                tracing::debug!(%error, "whoever gave an order has gone");
             }
-            Err(error) => {
-                tracing::warn!(%error, "socket for orders");
-                sleep(Duration::from_secs(1)).await;
-            }
-        }
+        });
     }
 }
 
-async fn answer(mut stream: UnixStream, gpus: &dyn Gpus) -> io::Result<()> {
-    let (read, mut write) = stream.split();
-    let mut lines = BufReader::new(read.take(LONGEST)).lines();
-    let Some(order) = lines.next_line().await? else { return Ok(()) };
-    let uuid = match serde_json::from_str(&order) {
+async fn answer(mut connection: Connection<UnixStream>, gpus: &dyn Gpus) -> io::Result<()> {
+    let Some(order) = line(&mut connection).await? else { return Ok(()) };
+    // A released GPU may be waited for as long as its reset takes.
+    let mut stream = connection.into_inner();
+    let uuid = match serde_json::from_slice(&order) {
         Ok(Order::Release(gpu)) => gpus.release(&gpu).await,
         Ok(Order::Clear(gpu)) => {
             let answer = gpus.clear(&gpu).await.map_or_else(Answer::Refused, Answer::Served);
-            return say(&mut write, &answer).await;
+            return say(&mut stream, &answer).await;
         }
         Err(error) => Err(format!("not an order: {error}")),
     };
     let uuid = match uuid {
         Ok(uuid) => uuid,
-        Err(reason) => return say(&mut write, &Answer::Refused(reason)).await,
+        Err(reason) => return say(&mut stream, &Answer::Refused(reason)).await,
     };
     // From here on it is taken up again, whatever becomes of the connection.
-    let told = say(&mut write, &Answer::Released(uuid.clone())).await;
+    let told = say(&mut stream, &Answer::Released(uuid.clone())).await;
     if told.is_ok() {
-        let _ = lines.next_line().await;
+        let _ = line(&mut stream).await;
     }
     let findings = gpus.take_up(&uuid).await;
-    say(&mut write, &Answer::Served(findings)).await
+    say(&mut stream, &Answer::Served(findings)).await
+}
+
+/// A line, without what may follow it; `None` if there is none.
+async fn line(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut lines = BufReader::new(from.take(LONGEST));
+    let read = lines.read_until(b'\n', &mut line).await?;
+    Ok((read > 0).then_some(line))
 }
 
 async fn say(to: &mut (impl AsyncWriteExt + Unpin), answer: &Answer) -> io::Result<()> {

@@ -4,6 +4,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
@@ -11,7 +12,10 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-use crate::model::status::Status;
+use crate::{
+    model::status::Status,
+    sockets::{self, Connection, Connections, Limits},
+};
 
 /// The state to give out, made anew for each who asks.
 pub type Report = Arc<dyn Fn() -> Status + Send + Sync>;
@@ -45,30 +49,27 @@ pub fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    Ok((UnixListener::bind(path)?, SocketFile(path.to_owned())))
+    Ok((sockets::bind(path)?, SocketFile(path.to_owned())))
 }
+
+/// Whoever does not take the document is gone.
+const LIMITS: Limits = Limits { connections: 16, idle: Some(Duration::from_secs(10)) };
 
 /// Answers until dropped.
 pub async fn serve(listener: UnixListener, report: Report) {
+    let connections = Connections::new("status socket", listener, LIMITS);
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let report = report.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = answer(stream, &report()).await {
-                        tracing::debug!(%error, "status not delivered");
-                    }
-                });
+        let connection = connections.next().await;
+        let report = report.clone();
+        tokio::spawn(async move {
+            if let Err(error) = answer(connection, &report()).await {
+                tracing::debug!(%error, "status not delivered");
             }
-            Err(error) => {
-                tracing::warn!(%error, "status socket");
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-            }
-        }
+        });
     }
 }
 
-async fn answer(mut stream: UnixStream, status: &Status) -> io::Result<()> {
-    stream.write_all(&serde_json::to_vec(status)?).await?;
-    stream.shutdown().await
+async fn answer(mut connection: Connection<UnixStream>, status: &Status) -> io::Result<()> {
+    connection.write_all(&serde_json::to_vec(status)?).await?;
+    connection.shutdown().await
 }

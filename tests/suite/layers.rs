@@ -14,9 +14,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("metrics", &["model"]),
         ("node", &["model", "metrics"]),
         ("cluster", &["model", "metrics"]),
-        ("telemetry", &["model", "metrics"]),
+        ("sockets", &[]),
+        ("telemetry", &["model", "metrics", "sockets"]),
         ("driver", &["node", "cluster", "model", "metrics"]),
-        ("kubelet", &["driver", "model", "metrics", "proto"]),
+        ("kubelet", &["driver", "model", "metrics", "proto", "sockets"]),
         ("cli", &["cluster", "driver", "kubelet", "metrics", "model", "node", "telemetry"]),
     ])
 }

@@ -18,7 +18,6 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use self::{register::Kubelet, service::Service};
@@ -179,7 +178,7 @@ impl Resource {
         let service = Service::new(self.driver.clone(), self.name.clone(), streams, closed);
         let server = Server::builder()
             .add_service(DevicePluginServer::new(service))
-            .serve_with_incoming(UnixListenerStream::new(listener));
+            .serve_with_incoming(socket::incoming(listener));
         tokio::select! {
             served = server => served.map_err(io::Error::other),
             () = self.stay_registered(told) => Ok(()),
