@@ -159,7 +159,7 @@ impl Ready {
             }
         }
         // What was served before goes on without an API server.
-        let claims = driver.records().iter().any(|record| record.plan.holder.claim().is_some());
+        let claims = driver.holders().iter().any(|holder| holder.claim().is_some());
         if interface == Interface::Auto && early.is_none() && !claims {
             tokio::select! {
                 until = self.until_dra(args, driver, &mut plugin) => until?,
@@ -194,7 +194,7 @@ impl Ready {
         driver: &Arc<Driver>,
         plugin: &mut Option<Task>,
     ) -> anyhow::Result<()> {
-        let containers = driver.records().iter().any(|one| one.plan.holder.container().is_some());
+        let containers = driver.holders().iter().any(|holder| holder.container().is_some());
         loop {
             let served = cluster::serves_dra(&self.cluster).await;
             let pause = match &served {
@@ -264,6 +264,7 @@ impl Ready {
     pub(super) async fn compare(&self, driver: &Arc<Driver>) {
         loop {
             sleep(COMPARE).await;
+            driver.read_again().await;
             driver.release_ended().await;
         }
     }

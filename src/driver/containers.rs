@@ -47,6 +47,8 @@ pub struct Listed {
     pub devices: Vec<Container>,
     /// The containers that have a claim, by its namespace and name (kubelets since 1.34).
     pub claims: ClaimContainers,
+    /// The qualified CDI names that containers have of claims.
+    pub cdi: BTreeSet<String>,
 }
 
 /// Containers by namespace and name of the claim that they have.
@@ -93,7 +95,8 @@ impl Driver {
         resource: &str,
         ids: &[String],
     ) -> Result<(), Error> {
-        for id in ids {
+        // One whose record cannot be read was given out, or nothing of it would start.
+        for id in ids.iter().filter(|id| self.ledger.unread_of(id).is_none()) {
             self.hold_device(resource, id).await?;
         }
         self.tell_offer().await;
@@ -111,7 +114,7 @@ impl Driver {
         let _turn = self.comparing.lock().await;
         let asked = Instant::now();
         let listed = match self.pods.list().await {
-            Ok(Listed { devices, claims }) => {
+            Ok(Listed { devices, claims, .. }) => {
                 *self.claim_containers.lock().unwrap_or_else(PoisonError::into_inner) = claims;
                 devices
             }
@@ -257,6 +260,9 @@ impl Driver {
     /// A container that the kubelet lists: one without record was given its device by an agent whose
     /// records are lost, or by NVIDIA's plugin, and holds what it has.
     fn take_up(&self, listed: &Container) -> Result<(), Error> {
+        if self.ledger.unread_of(&listed.id).is_some() {
+            return Ok(());
+        }
         if let Some(record) = self.ledger.get(&listed.id) {
             let same =
                 record.plan.holder.container().is_some_and(|known| known.name == listed.name);

@@ -20,6 +20,7 @@ mod senses;
 mod spec;
 mod takeover;
 mod undo;
+mod unread;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,10 +52,12 @@ use crate::{
         claim::{AllocationResult, ClaimRef},
         device,
         gpu::GpuUuid,
+        holder::Holder,
         plugin::config::{Config, DeviceRef},
         record::Record,
         sample::Samples,
         series::GpuHistory,
+        unread::Unread,
     },
     node::{lock, store::Store},
 };
@@ -76,6 +79,8 @@ pub struct Parts {
     pub store: Store,
     /// The records found there.
     pub records: Vec<Record>,
+    /// The records there that cannot be read.
+    pub unread: Vec<Unread>,
     /// The API server.
     pub cluster: Cluster,
     /// Where warnings go.
@@ -171,6 +176,7 @@ impl Driver {
             machine,
             store,
             records,
+            unread,
             cluster,
             events,
             lock,
@@ -189,7 +195,7 @@ impl Driver {
             boot_id,
             hook,
             machine,
-            ledger: Ledger::new(store, records),
+            ledger: Ledger::new(store, records, unread),
             claims: Locks::default(),
             cluster,
             events,
@@ -225,6 +231,12 @@ impl Driver {
     /// All records.
     pub fn records(&self) -> Vec<Record> {
         self.ledger.all()
+    }
+
+    /// Who has a record, whether or not it can be read.
+    pub fn holders(&self) -> Vec<Holder> {
+        let unread = self.ledger.unread().into_iter().map(|unread| unread.holder);
+        self.ledger.all().into_iter().map(|record| record.plan.holder).chain(unread).collect()
     }
 
     /// Changes whenever a record does.

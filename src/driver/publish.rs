@@ -12,6 +12,7 @@ use crate::{
         plugin::offer,
         pool::{self, Features, PoolInput, SliceContent},
         record::{Held, Record},
+        unread::Withheld,
     },
 };
 
@@ -78,14 +79,25 @@ impl Driver {
         let records = self.records();
         let (by_claims, by_containers): (Vec<_>, Vec<_>) =
             records.iter().partition(|record| record.plan.holder.claim().is_some());
-        let held: Vec<Held<'_>> = by_claims.into_iter().flat_map(Record::held).collect();
+        let withheld = &self.withheld();
+        let unread = withheld.iter().filter(|withheld| withheld.holder().claim().is_some());
+        let held: Vec<Held<'_>> =
+            by_claims.into_iter().flat_map(Record::held).chain(unread.flat_map(Withheld::held)).collect();
         let taken: Vec<Held<'_>> = by_containers.into_iter().flat_map(Record::held).collect();
         let inventory = &self.for_claims(inventory);
         let findings = &self.health.findings();
         let evicted = &self.health.evicted;
         let node = &self.node;
-        let input =
-            PoolInput { node, inventory, held: &held, taken: &taken, findings, evicted, features };
+        let input = PoolInput {
+            node,
+            inventory,
+            held: &held,
+            taken: &taken,
+            withheld,
+            findings,
+            evicted,
+            features,
+        };
         Desired { features, content: pool::slices_after(before, &input) }
     }
 }

@@ -80,6 +80,7 @@ impl Driver {
             driver.acting()?;
             match record {
                 Some(record) => driver.undo(&record)?,
+                None if driver.let_go_later(&holder)? => {}
                 None => driver.remove_spec(&holder)?,
             }
             Ok(true)

@@ -51,7 +51,8 @@ impl PodResources {
         for (claim, name) in pods.iter().flat_map(claims_of) {
             claims.entry(claim).or_default().push(name);
         }
-        Ok(Listed { devices: pods.iter().flat_map(containers).collect(), claims })
+        let devices = pods.iter().flat_map(containers).collect();
+        Ok(Listed { devices, claims, cdi: pods.iter().flat_map(cdi_names).collect() })
     }
 }
 
@@ -77,6 +78,14 @@ fn claims_of(pod: &Pod) -> impl Iterator<Item = ((String, String), ContainerName
             (key, name_of(pod, container))
         })
     })
+}
+
+/// What a pod's containers have of our claims, in the words of runtimes.
+fn cdi_names(pod: &Pod) -> impl Iterator<Item = String> {
+    let claims = pod.containers.iter().flat_map(|container| &container.dynamic_resources);
+    let resources = claims.flat_map(|claim| &claim.claim_resources);
+    let ours = resources.filter(|resource| resource.driver_name == DRIVER);
+    ours.flat_map(|resource| resource.cdi_devices.iter().map(|device| device.name.clone()))
 }
 
 fn name_of(pod: &Pod, container: &ContainerResources) -> ContainerName {
