@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     doors::door_settings,
+    kept,
     labels::keep_labels,
     listen,
     metrics::Page,
@@ -35,7 +36,7 @@ use crate::{
     model::{DRIVER, plan::Origin, plugin::config::Config},
     node::{
         hook, lock,
-        store::{Predecessor, SetAside, Store},
+        store::{Predecessor, Store},
     },
     telemetry::{self, http, status},
 };
@@ -103,7 +104,7 @@ const NO_LOCK: &str = "cannot take the node's agent lock";
 pub(super) struct Ready {
     state_dir: PathBuf,
     pub(super) host_root: PathBuf,
-    boot_id: String,
+    pub(super) boot_id: String,
     pub(super) store: Store,
     pub(super) cluster: Cluster,
     pub(super) machine: Arc<Machine>,
@@ -209,7 +210,11 @@ impl Ready {
         let plugin =
             plugin_config::follow(&args.plugin, &args.node_name, &self.cluster, &self.store);
         self.reporter.configured(plugin.warning);
-        let driver = Arc::new(self.driver(args, lock, &events, &plugin.config)?);
+        let kept = tokio::select! {
+            kept = self.kept(&events) => kept,
+            () = end.clone() => return Ok(()),
+        };
+        let driver = Arc::new(self.driver(args, lock, &events, &plugin.config, kept)?);
         tokio::spawn(keep_labels(args.labels.clone(), self.machine.clone(), plugin.config));
         self.look(&driver, &events).await;
         tokio::select! {
@@ -312,20 +317,10 @@ impl Ready {
         lock: AgentLock,
         events: &Events,
         config: &watch::Receiver<Option<Arc<Config>>>,
+        kept: kept::Kept,
     ) -> anyhow::Result<Driver> {
-        let (records, mut unreadable) = self.store.records()?;
-        let (numbers, spoilt) = self.store.numbers()?;
-        unreadable.extend(spoilt);
-        let (health, spoilt) = self.store.health()?;
-        unreadable.extend(spoilt);
-        for SetAside { path, reason } in unreadable {
-            let note = format!("set aside `{}`, which cannot be read: {reason}", path.display());
-            tracing::error!("{note}");
-            events.warn_node("RecordUnreadable", &note);
-        }
-        if numbers.boot_id == self.boot_id {
-            self.machine.use_numbers(numbers.gpus, numbers.described);
-        }
+        let kept::Kept { records, unread, health, numbers } = kept;
+        self.machine.use_numbers(numbers.gpus, numbers.described);
         let hook = args.nvidia_cdi_hook_path.clone().unwrap_or_else(|| self.hook());
         Ok(Driver::new(Parts {
             node: args.node_name.clone(),
@@ -334,6 +329,7 @@ impl Ready {
             machine: self.machine.clone(),
             store: self.store.clone(),
             records,
+            unread,
             cluster: self.cluster.clone(),
             events: events.clone(),
             lock,

@@ -168,7 +168,7 @@ impl Ready {
             }
         }
         // What was served before goes on without an API server.
-        let claims = driver.records().iter().any(|record| record.plan.holder.claim().is_some());
+        let claims = driver.holders().iter().any(|holder| holder.claim().is_some());
         if interface == Interface::Auto && early.is_none() && !claims {
             tokio::select! {
                 until = self.until_dra(args, driver, &mut plugin) => until?,
@@ -203,7 +203,7 @@ impl Ready {
         driver: &Arc<Driver>,
         plugin: &mut Option<Task>,
     ) -> anyhow::Result<()> {
-        let containers = driver.records().iter().any(|one| one.plan.holder.container().is_some());
+        let containers = driver.holders().iter().any(|holder| holder.container().is_some());
         loop {
             let served = cluster::serves_dra(&self.cluster).await;
             let pause = match &served {
@@ -274,6 +274,7 @@ impl Ready {
         let mut pause = COMPARE;
         loop {
             sleep(pause).await;
+            driver.read_again().await;
             pause = if driver.release_ended(false).await { APART } else { COMPARE };
         }
     }

@@ -13,6 +13,7 @@ use crate::{
     model::{
         gpu::{Gpu, Inventory, Unreadable},
         record::Record,
+        unread::Unread,
     },
     node::{
         nvml::{Calls, Nvml},
@@ -41,13 +42,16 @@ pub(super) fn kept(machine: &MachineArgs) -> Kept {
         notes: vec![format!("{error:#}; who holds what is not known")],
         ..Kept::default()
     };
-    let (records, unreadable) = match store::look(&dir) {
+    let (records, unread) = match store::look(&dir) {
         Ok(found) => found,
         Err(error) => return unknown(error.into()),
     };
-    let mut notes: Vec<_> = unreadable
+    let mut notes: Vec<_> = unread
         .iter()
-        .map(|file| format!("`{}` is no record: {}", file.path.display(), file.reason))
+        .map(|unread| {
+            let Unread { file, reason, .. } = unread;
+            format!("record `{file}` cannot be read, and what it holds is not known: {reason}")
+        })
         .collect();
     if records.is_empty() {
         if notes.is_empty() && !dir.join("claims").exists() {

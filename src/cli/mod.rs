@@ -8,6 +8,7 @@ mod devices;
 pub mod doors;
 pub mod health;
 pub mod inventory;
+mod kept;
 pub mod labels;
 mod listen;
 mod look;

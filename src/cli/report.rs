@@ -214,7 +214,9 @@ impl Reporter {
         let deaf = driver.map(Driver::deaf).into_iter().flatten();
         let deaf = deaf.map(|source| format!("health is seen in part: {source}"));
         let offered = offered.into_iter().flatten();
-        known.into_iter().chain(configured).chain(offered).chain(deaf).collect()
+        let withheld = driver.map(Driver::withheld).into_iter().flatten();
+        let withheld = withheld.map(|withheld| withheld.to_string());
+        known.into_iter().chain(withheld).chain(configured).chain(offered).chain(deaf).collect()
     }
 
     fn state(&self) -> AgentState {

@@ -60,6 +60,8 @@ pub struct Listed {
     pub kept: Result<Vec<Entry>, String>,
     /// Which run of the kubelet says so.
     pub run: Run,
+    /// The qualified CDI names that containers have of claims.
+    pub cdi: BTreeSet<String>,
 }
 
 /// Containers by namespace and name of the claim that they have.
@@ -121,8 +123,11 @@ impl Driver {
         resource: &str,
         ids: &[String],
     ) -> Result<(), Error> {
+        // One whose record cannot be read was given out, or nothing of it would start.
+        let can_be_read = |id: &&String| self.ledger.unread_of(id).is_none();
+        let ids: Vec<String> = ids.iter().filter(can_be_read).cloned().collect();
         let mut new = Vec::new();
-        let held = self.hold_devices(resource, ids, &mut new).await;
+        let held = self.hold_devices(resource, &ids, &mut new).await;
         if held.is_err() {
             self.give_back(&new).await;
         }
@@ -358,6 +363,9 @@ impl Driver {
     /// A container that the kubelet lists: one without record was given its device by an agent whose
     /// records are lost, or by NVIDIA's plugin, and holds what it has.
     fn take_up(&self, listed: &Container) -> Result<(), Error> {
+        if self.ledger.unread_of(&listed.id).is_some() {
+            return Ok(());
+        }
         if let Some(record) = self.ledger.get(&listed.id) {
             let same =
                 record.plan.holder.container().is_some_and(|known| known.name == listed.name);

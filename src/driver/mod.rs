@@ -21,6 +21,7 @@ mod senses;
 mod spec;
 mod takeover;
 mod undo;
+mod unread;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -53,10 +54,12 @@ use crate::{
         device,
         ended::Looks,
         gpu::GpuUuid,
+        holder::Holder,
         plugin::config::{Config, DeviceRef},
         record::Record,
         sample::Samples,
         series::GpuHistory,
+        unread::Unread,
     },
     node::{lock, store::Store},
 };
@@ -78,6 +81,8 @@ pub struct Parts {
     pub store: Store,
     /// The records found there.
     pub records: Vec<Record>,
+    /// The records there that cannot be read.
+    pub unread: Vec<Unread>,
     /// The API server.
     pub cluster: Cluster,
     /// Where warnings go.
@@ -179,6 +184,7 @@ impl Driver {
             machine,
             store,
             records,
+            unread,
             cluster,
             events,
             lock,
@@ -197,7 +203,7 @@ impl Driver {
             boot_id,
             hook,
             machine,
-            ledger: Ledger::new(store, records),
+            ledger: Ledger::new(store, records, unread),
             claims: Locks::default(),
             cluster,
             events,
@@ -236,6 +242,12 @@ impl Driver {
     /// All records.
     pub fn records(&self) -> Vec<Record> {
         self.ledger.all()
+    }
+
+    /// Who has a record, whether or not it can be read.
+    pub fn holders(&self) -> Vec<Holder> {
+        let unread = self.ledger.unread().into_iter().map(|unread| unread.holder);
+        self.ledger.all().into_iter().map(|record| record.plan.holder).chain(unread).collect()
     }
 
     /// Changes whenever a record does.

@@ -25,6 +25,7 @@ use crate::model::{
         prefer::{self, Candidate, Part},
     },
     record::Held,
+    unread::Withheld,
 };
 
 /// How long an allocation waits for the kubelet to be sent what it changes.
@@ -130,8 +131,9 @@ impl Driver {
     /// Makes the offer anew and tells the streams of what has changed.
     pub(super) fn renew_offer(&self) {
         let Some(config) = self.plugin_config() else { return };
-        let records = self.ledger.all();
-        let held: Vec<Held<'_>> = records.iter().flat_map(|record| record.held()).collect();
+        let (records, withheld) = (self.ledger.all(), self.withheld());
+        let held = records.iter().flat_map(|record| record.held());
+        let held: Vec<Held<'_>> = held.chain(withheld.iter().flat_map(Withheld::held)).collect();
         let inventory = self.machine.inventory();
         let findings = self.health.findings();
         self.offers.now.send_if_modified(|now| {
@@ -139,6 +141,7 @@ impl Driver {
                 inventory: &inventory,
                 config: &config,
                 held: &held,
+                withheld: &withheld,
                 findings: &findings,
                 on_demand: self.on_demand,
                 split: self.split.as_deref(),
@@ -211,8 +214,9 @@ impl Driver {
         must_include: &[String],
         size: usize,
     ) -> Vec<String> {
-        let records = self.ledger.all();
-        let held: Vec<Held<'_>> = records.iter().flat_map(|record| record.held()).collect();
+        let (records, withheld) = (self.ledger.all(), self.withheld());
+        let held = records.iter().flat_map(|record| record.held());
+        let held: Vec<Held<'_>> = held.chain(withheld.iter().flat_map(Withheld::held)).collect();
         let free: Vec<_> = free.iter().map(|device| device.id.clone()).collect();
         let must: Vec<_> = must_include.iter().filter_map(|id| DeviceId::parse(id)).collect();
         let inventory = self.machine.inventory();

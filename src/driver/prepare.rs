@@ -199,9 +199,11 @@ impl Driver {
                 _ => self.undo(&record, gpus)?.check()?,
             }
         }
+        let inventory = self.machine.inventory();
+        self.refuse_withheld(&inventory, allocation)?;
         let others = self.ledger.others(allocation.holder.key());
         let held: Vec<Held<'_>> = others.iter().flat_map(Record::held).collect();
-        let plan = plan::plan(&self.machine.inventory(), &held, allocation)?;
+        let plan = plan::plan(&inventory, &held, allocation)?;
         self.prepare_anew(&nvml, plan, gpus)
     }
 

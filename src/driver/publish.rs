@@ -12,6 +12,7 @@ use crate::{
         plugin::offer,
         pool::{self, Features, PoolInput, SliceContent},
         record::{Held, Record},
+        unread::Withheld,
     },
 };
 
@@ -78,7 +79,10 @@ impl Driver {
         let records = self.records();
         let (by_claims, by_containers): (Vec<_>, Vec<_>) =
             records.iter().partition(|record| record.plan.holder.claim().is_some());
-        let held: Vec<Held<'_>> = by_claims.into_iter().flat_map(Record::held).collect();
+        let withheld = &self.withheld();
+        let unread = withheld.iter().filter(|withheld| withheld.holder().claim().is_some());
+        let held = by_claims.into_iter().flat_map(Record::held);
+        let held: Vec<Held<'_>> = held.chain(unread.flat_map(Withheld::held)).collect();
         let left =
             records.iter().filter(|record| record.leftover && record.plan.holder.claim().is_some());
         let taken: Vec<Held<'_>> =
@@ -87,8 +91,16 @@ impl Driver {
         let findings = &self.health.findings();
         let evicted = &self.health.evicted;
         let node = &self.node;
-        let input =
-            PoolInput { node, inventory, held: &held, taken: &taken, findings, evicted, features };
+        let input = PoolInput {
+            node,
+            inventory,
+            held: &held,
+            taken: &taken,
+            withheld,
+            findings,
+            evicted,
+            features,
+        };
         Desired { features, content: pool::slices_after(before, &input) }
     }
 }

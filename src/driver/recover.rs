@@ -19,8 +19,9 @@ impl Driver {
     /// Brings records, machine and CDI files into line. Claims that are being worked on are left to
     /// that work; what fails is logged, and done when the kubelet next asks about the claim.
     pub async fn recover(self: &Arc<Self>) {
+        self.read_again().await;
         for record in self.ledger.all() {
-            if let Err(error) = self.recover_holder(&record).await {
+            if let Err(error) = self.catch_up(&record).await {
                 tracing::warn!(holder = %record.plan.holder, %error, "not recovered yet");
             }
         }
@@ -30,7 +31,7 @@ impl Driver {
         }
     }
 
-    async fn recover_holder(self: &Arc<Self>, record: &Record) -> Result<(), Error> {
+    pub(super) async fn recover_holder(self: &Arc<Self>, record: &Record) -> Result<(), Error> {
         let key = record.plan.holder.key();
         let Some(turn) = self.claims.try_lock(key) else { return Ok(()) };
         let Some(record) = self.ledger.get(key) else { return Ok(()) };
@@ -110,12 +111,14 @@ impl Driver {
         Ok(Some(ClaimDevice { name: planned.device.clone(), nodes, env: Vec::new() }))
     }
 
-    fn remove_orphans(&self) -> Result<(), store::Error> {
+    pub(super) fn remove_orphans(&self) -> Result<(), store::Error> {
         let store = self.ledger.store();
         let known: BTreeSet<String> =
             self.ledger.all().iter().map(|record| record.plan.holder.key().to_owned()).collect();
+        let unread = |uid: &str| self.ledger.unread_of(uid).is_some();
         for uid in store.spec_uids()?.iter().filter(|uid| !known.contains(*uid)) {
-            if self.claims.try_lock(uid).is_some() && self.ledger.get(uid).is_none() {
+            let turn = self.claims.try_lock(uid);
+            if turn.is_some() && self.ledger.get(uid).is_none() && !unread(uid) {
                 store.remove_spec(uid)?;
             }
         }

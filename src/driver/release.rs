@@ -38,6 +38,9 @@ impl Driver {
                 record.plan.holder
             )));
         }
+        if let Some(why) = self.withheld().iter().find(|withheld| withheld.concerns(&uuid)) {
+            return Err(refused(format!("cannot be released: {why}")));
+        }
         self.machine.release(&uuid).await.map_err(refused)?;
         tracing::info!(%uuid, "released");
         Ok(uuid)

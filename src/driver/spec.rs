@@ -8,7 +8,8 @@ use crate::model::{
     holder::Holder,
     plan::PlannedDevice,
     plugin::{config::IdStrategy, id::DeviceId},
-    record::Record,
+    record::{Held, Record},
+    unread::Withheld,
 };
 
 /// The name by which a runtime is asked for a holder's device.
@@ -79,14 +80,16 @@ impl Driver {
     fn plugin_devices(&self) -> Result<Vec<ClaimDevice>, Error> {
         let inventory = self.machine.inventory();
         let by_index = self.id_strategy() == IdStrategy::Index;
-        let records = self.ledger.all();
+        let (records, withheld) = (self.ledger.all(), self.withheld());
+        let held = records.iter().flat_map(Record::held);
+        let held: Vec<Held<'_>> = held.chain(withheld.iter().flat_map(Withheld::held)).collect();
         let mut devices = Vec::new();
         for gpu in &inventory.gpus {
             let name = if by_index { gpu.index.to_string() } else { gpu.uuid.0.clone() };
             devices.push(self.plugin_device(name, gpu, None)?);
             let instances = gpu.mig.iter().flat_map(|mig| &mig.instances);
             for instance in instances {
-                for name in self.instance_names(gpu, instance, by_index, &records)? {
+                for name in self.instance_names(gpu, instance, by_index, &held)? {
                     devices.push(self.plugin_device(name, gpu, Some(instance))?);
                 }
             }
@@ -100,7 +103,7 @@ impl Driver {
         gpu: &Gpu,
         instance: &GpuInstance,
         by_index: bool,
-        records: &[Record],
+        held: &[Held<'_>],
     ) -> Result<Vec<String>, Error> {
         let Some(device) = instance.device() else { return Ok(Vec::new()) };
         let own = match by_index {
@@ -111,15 +114,12 @@ impl Driver {
                 .map(|mig| format!("{}:{mig}", gpu.index)),
             false => Some(device.uuid.clone()),
         };
-        let held = records.iter().filter(|record| !record.leftover);
-        let carved = held.filter_map(|record| {
-            let id = DeviceId::parse(&record.plan.holder.container()?.id)?;
-            let here = record.plan.devices.iter().any(|planned| {
-                matches!(&planned.target, Target::Mig { gpu: on, profile, placement, .. }
-                    if *on == gpu.uuid
-                        && *profile == instance.profile
-                        && *placement == instance.placement)
-            });
+        let carved = held.iter().filter(|held| !held.leftover).filter_map(|held| {
+            let id = DeviceId::parse(&held.by.container()?.id)?;
+            let here = matches!(held.target, Target::Mig { gpu: on, profile, placement, .. }
+                if *on == gpu.uuid
+                    && *profile == instance.profile
+                    && *placement == instance.placement);
             (here && id.is_placement()).then(|| id.device_name())
         });
         Ok(own.into_iter().chain(carved).collect())

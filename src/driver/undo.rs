@@ -136,6 +136,7 @@ impl Driver {
             driver.acting()?;
             match record {
                 Some(record) => drop(driver.undo(&record, &gpus)?),
+                None if driver.let_go_later(&holder)? => {}
                 None => driver.remove_spec(&holder)?,
             }
             Ok(true)

@@ -69,8 +69,9 @@ impl PodResources {
             claims.entry(claim).or_default().push(name);
         }
         let devices = pods.iter().flat_map(containers).collect();
+        let cdi = pods.iter().flat_map(cdi_names).collect();
         // Read after the list: what was given out between them is in one of them.
-        Ok(Listed { devices, claims, kept: self.kept(), run })
+        Ok(Listed { devices, claims, cdi, kept: self.kept(), run })
     }
 
     /// A kubelet that starts makes its socket anew.
@@ -134,6 +135,14 @@ fn claims_of(pod: &Pod) -> impl Iterator<Item = ((String, String), ContainerName
             (key, name_of(pod, container))
         })
     })
+}
+
+/// What a pod's containers have of our claims, in the words of runtimes.
+fn cdi_names(pod: &Pod) -> impl Iterator<Item = String> {
+    let claims = pod.containers.iter().flat_map(|container| &container.dynamic_resources);
+    let resources = claims.flat_map(|claim| &claim.claim_resources);
+    let ours = resources.filter(|resource| resource.driver_name == DRIVER);
+    ours.flat_map(|resource| resource.cdi_devices.iter().map(|device| device.name.clone()))
 }
 
 fn name_of(pod: &Pod, container: &ContainerResources) -> ContainerName {

@@ -68,6 +68,12 @@ pub fn is_of(name: &str, number: u32) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
+/// The number of the GPU that a device of this name is, or is a part of.
+pub fn number_in(name: &str) -> Option<u32> {
+    let rest = name.strip_prefix("gpu-")?;
+    rest.split('-').next()?.parse().ok()
+}
+
 /// A profile's name as part of a DNS label: lower case, dots left out, all else a dash.
 fn profile_label(name: &str) -> String {
     let kept = name.chars().filter(|&c| c != '.').map(|c| match c.to_ascii_lowercase() {

@@ -26,6 +26,7 @@ pub mod status;
 pub mod strict;
 pub mod takeover;
 pub mod topology;
+pub mod unread;
 
 /// The name under which the kubelet and the scheduler know this driver: NVIDIA's, so that existing
 /// classes and claims work.

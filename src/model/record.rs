@@ -6,11 +6,13 @@
 
 mod carving;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use self::carving::Carving;
 use crate::model::{
-    device::Target,
+    device::{self, Target},
     gpu::{GpuUuid, Placement},
     holder::Holder,
     plan::{Origin, Plan},
@@ -118,6 +120,16 @@ impl Record {
             leftover: self.leftover,
         })
     }
+}
+
+/// The numbers of GPUs by which devices are named in records of this boot.
+pub fn numbers_in(records: &[Record], boot_id: &str) -> BTreeMap<GpuUuid, u32> {
+    let devices = records.iter().filter(|record| record.boot_id == boot_id);
+    let devices = devices.flat_map(|record| &record.plan.devices);
+    let numbers = devices.filter_map(|device| {
+        Some((device.target.gpu().clone(), device::number_in(&device.device)?))
+    });
+    numbers.collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! one. Nothing is synced: what records describe does not outlive a boot either.
 
 mod predecessor;
+mod unread;
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +29,7 @@ use crate::model::{
     holder::Holder,
     plugin::choice::Remembered,
     record::Record,
+    unread::{Told, Unread},
 };
 use crate::node::kernel_log::Entry;
 
@@ -165,32 +167,35 @@ impl Store {
         let claims = state_dir.join(CLAIMS);
         let containers = state_dir.join(CONTAINERS);
         let locks = state_dir.join("locks");
-        for dir in [&claims, &containers, &locks, cdi_root] {
+        for dir in [state_dir, &containers, &locks, cdi_root] {
             fs::create_dir_all(dir).map_err(Error::file("make the directory", dir))?;
         }
         let [numbers, choice, health] = [NUMBERS, CHOICE, HEALTH].map(|name| state_dir.join(name));
         let cdi = cdi_root.to_owned();
-        Ok(Self { claims, containers, locks, numbers, choice, health, cdi })
+        let store = Self { claims, containers, locks, numbers, choice, health, cdi };
+        store.make_claims()?;
+        Ok(store)
     }
 
-    /// All records, those of claims first, in the order of their keys. One that cannot be read is renamed, so that it is
-    /// reported once and kept for a person to see; and what an agent that was killed left of files
-    /// that it was writing is removed.
-    pub fn records(&self) -> Result<(Vec<Record>, Vec<SetAside>)> {
+    /// All records, those of claims first, in the order of their keys, and those that cannot be read,
+    /// which stay where they are. What an agent that was killed left of files that it was writing is
+    /// removed.
+    pub fn records(&self) -> Result<(Vec<Record>, Vec<Unread>)> {
         remove_stale(&self.claims, |_| true)?;
         remove_stale(&self.containers, |_| true)?;
         remove_stale(&self.cdi, |name| {
             let of_claim = cdi::claim_of_file(name).or(cdi::claim_of_predecessors_file(name));
             of_claim.is_some() || name == cdi::PLUGIN_FILE
         })?;
-        let (mut records, mut unreadable) = read_records(&self.claims)?;
-        let of_containers = read_records(&self.containers)?;
-        records.extend(of_containers.0);
-        unreadable.extend(of_containers.1);
-        for found in &mut unreadable {
-            found.path = set_aside(&found.path)?;
+        self.remove_stale_notes()?;
+        let (mut records, mut unread) = read_records(&self.claims, unread::of_claim)?;
+        for claim in &mut unread {
+            claim.told = self.told_by_spec(claim.holder.key());
         }
-        Ok((records, unreadable))
+        let of_containers = read_records(&self.containers, unread::of_container)?;
+        records.extend(of_containers.0);
+        unread.extend(of_containers.1);
+        Ok((records, unread))
     }
 
     /// Writes a record.
@@ -300,14 +305,12 @@ impl Store {
 
 /// All records below an agent's data directory, and what cannot be read as such, for those who only
 /// want to look: nothing is changed, and an agent may be writing at the same time.
-pub fn look(state_dir: &Path) -> Result<(Vec<Record>, Vec<SetAside>)> {
-    let (mut records, mut unreadable) = (Vec::new(), Vec::new());
-    for dir in [CLAIMS, CONTAINERS] {
-        let found = read_records(&state_dir.join(dir))?;
-        records.extend(found.0);
-        unreadable.extend(found.1);
-    }
-    Ok((records, unreadable))
+pub fn look(state_dir: &Path) -> Result<(Vec<Record>, Vec<Unread>)> {
+    let (mut records, mut unread) = read_records(&state_dir.join(CLAIMS), unread::of_claim)?;
+    let of_containers = read_records(&state_dir.join(CONTAINERS), unread::of_container)?;
+    records.extend(of_containers.0);
+    unread.extend(of_containers.1);
+    Ok((records, unread))
 }
 
 /// The numbers of GPUs below an agent's data directory, for those who only want to look; none where
@@ -414,24 +417,32 @@ fn names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn read_records(dir: &Path) -> Result<(Vec<Record>, Vec<SetAside>)> {
-    let (mut records, mut unreadable) = (Vec::new(), Vec::new());
+/// The records in a directory. Names of files that are none of a record are not looked at.
+fn read_records(dir: &Path, holder: fn(&str) -> Holder) -> Result<(Vec<Record>, Vec<Unread>)> {
+    let (mut records, mut unread) = (Vec::new(), Vec::new());
     for name in names(dir)? {
-        let Some(key) = name.strip_suffix(".json") else { continue };
+        let Some(key) = name.strip_suffix(".json").filter(|key| is_uid(key)) else { continue };
         let path = dir.join(&name);
-        match read_json::<Record>(&path)? {
-            Some(Ok(record)) if record.plan.holder.key() == key && is_uid(key) => {
-                records.push(record);
+        match read_record(&path, key)? {
+            Some(Ok(record)) => records.push(record),
+            Some(Err(reason)) => {
+                let (holder, file) = (holder(key), path.display().to_string());
+                unread.push(Unread { holder, file, reason, told: None });
             }
-            Some(Ok(record)) => {
-                let reason = format!("it is of `{}`", record.plan.holder.key());
-                unreadable.push(SetAside { path, reason });
-            }
-            Some(Err(reason)) => unreadable.push(SetAside { path, reason }),
             None => {}
         }
     }
-    Ok((records, unreadable))
+    Ok((records, unread))
+}
+
+/// The record in a file, or what is wrong with it; `None` if there is no file.
+fn read_record(path: &Path, key: &str) -> Result<Option<Result<Record, String>>> {
+    let read = read_json::<Record>(path)?;
+    Ok(read.map(|record| match record {
+        Ok(record) if record.plan.holder.key() == key => Ok(record),
+        Ok(record) => Err(format!("it is of `{}`", record.plan.holder.key())),
+        Err(reason) => Err(reason),
+    }))
 }
 
 /// The value in a file, or what is wrong with the file; `None` if there is none.

@@ -8,6 +8,7 @@ mod injected;
 mod kinds;
 mod refused;
 mod reset;
+mod unread;
 
 use std::path::Path;
 

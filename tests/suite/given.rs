@@ -89,6 +89,12 @@ pub(crate) fn prepared(testbed: &Testbed) -> Vec<String> {
     prepared.map(|record| record.plan.holder.claim().unwrap().name.clone()).collect()
 }
 
+/// The claims on disk that are prepared, by name; none where a record cannot be read.
+pub(crate) fn prepared_if_readable(testbed: &Testbed) -> Vec<String> {
+    let (_, unread) = kerf::node::store::look(&testbed.state_dir()).unwrap();
+    if unread.is_empty() { prepared(testbed) } else { Vec::new() }
+}
+
 /// Profile id and place of every instance, GPU by GPU.
 pub(crate) fn cut(testbed: &Testbed) -> Vec<Vec<(u32, u32)>> {
     let snapshot = testbed.machine.snapshot().unwrap();

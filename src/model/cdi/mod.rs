@@ -131,6 +131,17 @@ fn local_name(claim_uid: &str, device_name: &str) -> String {
     format!("{claim_uid}-{device_name}")
 }
 
+/// The published name of a device that a claim's file calls so; `None` if the file is of another claim.
+pub fn device_of_local_name<'n>(claim_uid: &str, name: &'n str) -> Option<&'n str> {
+    name.strip_prefix(claim_uid)?.strip_prefix('-')
+}
+
+/// The published name of a device that a runtime is asked for so; `None` if it is none of the claim.
+pub fn device_of_name<'n>(claim_uid: &str, qualified: &'n str) -> Option<&'n str> {
+    let local = qualified.strip_prefix(VENDOR)?.strip_prefix('/')?.strip_prefix(CLASS)?;
+    device_of_local_name(claim_uid, local.strip_prefix('=')?)
+}
+
 /// The CDI file of a claim. `hook` is the program that runtimes run, as the host sees it; without one
 /// the file names no hooks, and containers lack what they do: links to the libraries, the linker cache.
 pub fn claim_spec(

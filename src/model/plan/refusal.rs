@@ -95,6 +95,12 @@ pub enum Reason {
         /// Whose it was.
         by: Box<Holder>,
     },
+    /// A record that cannot be read may say that somebody has it.
+    #[error("{why}")]
+    Withheld {
+        /// Which, why, and what to do.
+        why: String,
+    },
     /// The claim has another device that it overlaps.
     #[error("overlaps device `{device}` of the same claim; claim one of them")]
     Itself {

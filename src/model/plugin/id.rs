@@ -78,10 +78,23 @@ impl DeviceId {
         name.starts_with("GPU-").then_some(Self { device, share })
     }
 
+    /// The GPU that it names.
+    pub fn gpu_uuid(&self) -> Option<&GpuUuid> {
+        match &self.device {
+            Named::Gpu(gpu) | Named::Placement { gpu, .. } => Some(gpu),
+            Named::Mig(_) => None,
+        }
+    }
+
     /// The device of this node; `None` if there is none.
     pub fn resolve<'i>(&self, inventory: &'i Inventory) -> Option<Device<'i>> {
         let mut devices = inventory.gpus.iter().flat_map(Device::all);
-        devices.find(|device| match (&self.device, device.part) {
+        devices.find(|device| self.is(device))
+    }
+
+    /// Whether it is the ID of this device.
+    pub fn is(&self, device: &Device<'_>) -> bool {
+        match (&self.device, device.part) {
             (Named::Gpu(uuid), Part::Whole) => device.gpu.uuid == *uuid,
             (Named::Mig(uuid), Part::Mig(profile, placement)) => {
                 let instance = device.gpu.instance(profile.id, placement);
@@ -91,7 +104,7 @@ impl DeviceId {
                 device.gpu.uuid == *gpu && other.id == *profile && placement.start == *start
             }
             _ => false,
-        })
+        }
     }
 }
 

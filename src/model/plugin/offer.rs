@@ -13,6 +13,7 @@ use crate::model::{
         names,
     },
     record::Held,
+    unread::Withheld,
 };
 
 /// What decides what is offered.
@@ -24,6 +25,8 @@ pub struct OfferInput<'a> {
     pub config: &'a Config,
     /// What claims and containers hold.
     pub held: &'a [Held<'a>],
+    /// What nothing new is to be begun on, because a record cannot be read.
+    pub withheld: &'a [Withheld],
     /// What is wrong with the GPUs.
     pub findings: &'a Findings,
     /// Whether MIG devices that do not exist are offered too, and carved when they are allocated.
@@ -241,10 +244,14 @@ fn offered(input: &OfferInput<'_>, id: DeviceId, device: &Device<'_>) -> Offered
         true => Ok(()),
         false => plan::usable(device, &others, id.share_number().is_some()),
     };
+    let withheld = || {
+        let why = input.withheld.iter().find(|withheld| withheld.concerns(target.gpu()));
+        why.filter(|_| !taken).map(ToString::to_string)
+    };
     Offered {
-        target,
         numa_node: device.gpu.numa_node,
-        unhealthy: sick.or_else(|| usable.err().map(|reason| reason.to_string())),
+        unhealthy: sick.or_else(withheld).or_else(|| usable.err().map(|reason| reason.to_string())),
+        target,
         taken,
         id,
     }

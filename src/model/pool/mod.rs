@@ -20,6 +20,7 @@ use crate::model::{
     health::{Evicted, Findings},
     pool::{order::Rank, share::Share},
     record::Held,
+    unread::Withheld,
 };
 
 /// What the API server keeps of a slice, found by a dry run.
@@ -54,6 +55,8 @@ pub struct PoolInput<'a> {
     pub held: &'a [Held<'a>],
     /// What containers hold through the device plugin, of which the scheduler does not know.
     pub taken: &'a [Held<'a>],
+    /// What nothing new is to be begun on, because a record cannot be read.
+    pub withheld: &'a [Withheld],
     /// What is wrong with the GPUs.
     pub findings: &'a Findings,
     /// From what of that pods are moved.
@@ -69,7 +72,8 @@ impl<'a> PoolInput<'a> {
     /// A pool of healthy GPUs of which nobody holds anything.
     pub fn of(node: &'a str, inventory: &'a Inventory, features: Features) -> Self {
         let (findings, evicted) = (&NOTHING, &NOBODY);
-        Self { node, inventory, held: &[], taken: &[], findings, evicted, features }
+        let (held, taken, withheld) = (&[], &[], &[]);
+        Self { node, inventory, held, taken, withheld, findings, evicted, features }
     }
 }
 

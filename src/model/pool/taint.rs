@@ -12,6 +12,8 @@ use crate::model::{
 
 /// Key of the taint of devices that the device plugin gave out.
 const TAKEN: &str = "gpu.nvidia.com/device-plugin";
+/// Key of the taint of devices that a record may be about that cannot be read.
+const WITHHELD: &str = "gpu.nvidia.com/record";
 /// Keys of what is wrong: the first two are those of NVIDIA's driver.
 const XID: &str = "gpu.nvidia.com/xid";
 const LOST: &str = "gpu.nvidia.com/gpu-lost";
@@ -30,6 +32,9 @@ pub(super) fn taints(target: &Target, input: &PoolInput) -> Vec<v1::DeviceTaint>
     let mut taints: BTreeMap<&str, (Effect, String)> = BTreeMap::new();
     if input.taken.iter().any(|held| held.target.overlaps(target)) {
         taints.insert(TAKEN, (Effect::NoSchedule, "held".to_owned()));
+    }
+    if input.withheld.iter().any(|withheld| withheld.concerns(target.gpu())) {
+        taints.insert(WITHHELD, (Effect::NoSchedule, "unreadable".to_owned()));
     }
     for finding in input.findings.of(target) {
         let effect = effect(finding, input);

@@ -82,7 +82,7 @@ fn records_are_kept_replaced_and_forgotten() {
 }
 
 #[test]
-fn what_is_no_record_is_set_aside_once_and_stops_nothing() {
+fn what_cannot_be_read_stays_where_it_is_and_stops_nothing() {
     let disk = Disk::new();
     disk.store.save(&record("good")).unwrap();
     disk.write("state/claims/empty.json", "");
@@ -90,22 +90,58 @@ fn what_is_no_record_is_set_aside_once_and_stops_nothing() {
     disk.write("state/claims/other.json", &serde_json::to_string(&record("good")).unwrap());
     disk.write("state/claims/notes.txt", "not looked at");
     fs::create_dir(disk.path("state/claims/folder.json")).unwrap();
-    disk.write("state/claims/empty.json.unreadable-1", "of last time");
+    disk.store.write_spec("half", &spec("half", 3)).unwrap();
 
-    let (records, set_aside) = disk.store.records().unwrap();
+    let before = disk.list("state/claims");
+    let (records, unread) = disk.store.records().unwrap();
     assert_eq!(records, [record("good")]);
-    let found: Vec<_> = set_aside.iter().map(|found| (&*found.path, &*found.reason)).collect();
-    let at = |name| disk.path("state/claims").join(name);
+    let found: Vec<_> = unread.iter().map(|found| (found.holder.key(), &*found.reason)).collect();
     assert_eq!(
         found,
         [
-            (&*at("empty.json.unreadable-2"), "EOF while parsing a value at line 1 column 0"),
-            (&*at("folder.json.unreadable-1"), "Is a directory (os error 21)"),
-            (&*at("half.json.unreadable-1"), "EOF while parsing a string at line 1 column 18"),
-            (&*at("other.json.unreadable-1"), "it is of `good`"),
+            ("empty", "EOF while parsing a value at line 1 column 0"),
+            ("folder", "Is a directory (os error 21)"),
+            ("half", "EOF while parsing a string at line 1 column 18"),
+            ("other", "it is of `good`"),
         ]
     );
-    assert_eq!(disk.store.records().unwrap(), (vec![record("good")], vec![]));
+    // A CDI file tells what the record of its claim cannot.
+    let told = unread.iter().map(|unread| unread.told.as_ref().map(|told| told.minors.clone()));
+    let half = Some(std::collections::BTreeSet::from([3]));
+    assert_eq!(told.collect::<Vec<_>>(), [None, None, half, None]);
+    assert_eq!(disk.store.records().unwrap(), (records, unread));
+    assert_eq!(disk.list("state/claims"), before);
+}
+
+/// With their directory, records are lost; what their CDI files name is not free for that.
+#[test]
+fn a_directory_that_was_removed_is_not_an_empty_one() {
+    let disk = Disk::new();
+    disk.store.save(&record("a")).unwrap();
+    disk.store.write_spec("a", &spec("a", 3)).unwrap();
+    fs::remove_dir_all(disk.path("state/claims")).unwrap();
+    let store = Store::open(&disk.path("state"), &disk.path("cdi")).unwrap();
+    for _ in 0..2 {
+        let (records, unread) = store.records().unwrap();
+        assert_eq!((records.len(), unread.len()), (0, 1));
+        assert!(unread[0].told.is_some());
+    }
+}
+
+#[test]
+fn what_was_asked_of_an_unreadable_record_is_kept_with_it() {
+    let disk = Disk::new();
+    disk.write("state/claims/a.json", "{");
+    let (_, unread) = disk.store.records().unwrap();
+    let holder = &unread[0].holder;
+    assert!(!disk.store.is_let_go(holder).unwrap());
+    disk.store.note_let_go(holder).unwrap();
+    disk.store.records().unwrap();
+    assert!(disk.store.is_let_go(holder).unwrap());
+    // Without the record it means nothing, least of all a later one.
+    fs::remove_file(disk.path("state/claims/a.json")).unwrap();
+    disk.store.records().unwrap();
+    assert!(!disk.store.is_let_go(holder).unwrap());
 }
 
 #[test]
@@ -129,7 +165,7 @@ fn looking_changes_nothing() {
     let before = disk.list("state/claims");
     let (records, unreadable) = look(&disk.path("state")).unwrap();
     assert_eq!(records, [record("good")]);
-    assert_eq!(unreadable[0].path, disk.path("state/claims/bad.json"));
+    assert_eq!(unreadable[0].file, disk.path("state/claims/bad.json").display().to_string());
     assert_eq!(disk.list("state/claims"), before);
 }
 

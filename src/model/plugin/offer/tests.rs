@@ -59,6 +59,7 @@ impl World {
             inventory: &self.inventory,
             config: &self.config,
             held: &held,
+            withheld: &[],
             findings: &self.findings,
             on_demand: self.on_demand,
             split: None,
