@@ -36,7 +36,7 @@ use crate::{
     model::{DRIVER, plan::Origin, plugin::config::Config},
     node::{
         hook, lock,
-        store::{Predecessor, Store},
+        store::{Numbers, Predecessor, Store},
     },
     telemetry::{self, http, status},
 };
@@ -111,6 +111,8 @@ pub(super) struct Ready {
     pub(super) reporter: Reporter,
     pub(super) metrics: Metrics,
     pub(super) probed: watch::Sender<probe::Target>,
+    /// What is on disk of the numbers of GPUs, as far as this agent wrote it.
+    pub(super) kept_numbers: watch::Sender<Numbers>,
     /// The driver, once this agent acts.
     pub(super) acting: watch::Sender<Option<Arc<Driver>>>,
 }
@@ -129,7 +131,7 @@ impl Ready {
         let reporter = Reporter::new(machine.clone(), boot_id.clone());
         let probed = watch::Sender::new(probe::Target::Closed);
         let host_root = args.host_root.clone();
-        let acting = watch::Sender::new(None);
+        let (acting, kept_numbers) = (watch::Sender::new(None), watch::Sender::default());
         let ready = Self {
             state_dir,
             host_root,
@@ -140,6 +142,7 @@ impl Ready {
             reporter,
             metrics,
             probed,
+            kept_numbers,
             acting,
         };
         ready.answer_probes(args).await?;

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
 use crate::{
     driver::HealthParts,
     model::health::{Class, Evicted, Health, Policy},
@@ -32,11 +34,16 @@ pub struct HealthArgs {
     #[arg(long, env = "HOLD_DOWN", value_name = "SECONDS", default_value_t = 60)]
     pub hold_down: u32,
     /// The kernel's log, which has errors that come by no other way; none if empty.
-    #[arg(long, env = "KERNEL_LOG", default_value = "/dev/kmsg")]
+    #[arg(long, env = "KERNEL_LOG", default_value = "/dev/kmsg", value_parser = path_or_none())]
     pub kernel_log: PathBuf,
     /// Tell claims in their `status.devices` what they have and whether it is healthy.
     #[arg(long, env = "CLAIM_STATUS")]
     pub claim_status: bool,
+}
+
+/// A path, which may be empty.
+fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// One class, or all.

@@ -31,12 +31,13 @@ pub mod style;
 mod table;
 
 use std::{
-    ffi::OsString,
+    env,
+    ffi::{OsStr, OsString},
     io::{Write, stderr, stdout},
     process::ExitCode,
 };
 
-use clap::Parser;
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, builder::Resettable};
 
 use self::style::Style;
 
@@ -62,9 +63,28 @@ enum Command {
     ClearGpu(clear_gpu::Args),
 }
 
+/// How help says that an empty value means something.
+const EMPTY: &str = "none if empty";
+
+/// A variable of the environment that is empty counts as one that is not there, unless help gives it a meaning:
+/// manifests have such where a value was left out.
+fn without_empty(command: clap::Command) -> clap::Command {
+    command.mut_args(set_or_not).mut_subcommands(without_empty)
+}
+
+fn set_or_not(arg: Arg) -> Arg {
+    let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    match arg.get_env().is_some_and(is_empty) && !help.contains(EMPTY) {
+        true => arg.env(Resettable::Reset),
+        false => arg,
+    }
+}
+
 /// Runs the command line `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let Kerf { command } = Kerf::parse_from(args);
+    let matches = without_empty(Kerf::command()).get_matches_from(args);
+    let Kerf { command } = Kerf::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let out = &mut stdout().lock();
     let outcome = match command {
         Command::Node(args) => node::run(*args),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::{task::spawn_blocking, time::sleep};
 
 use super::agent::Ready;
 use crate::{
@@ -44,18 +44,24 @@ impl Ready {
             tracing::warn!("{warning}");
             events.warn_node("ClaimsBypassed", &warning);
         }
-        let before = (self.machine.numbers(), self.machine.described());
         let known = self.machine.inventory();
         self.machine.read().await;
         tell_of_gpus(&known, &self.machine.inventory(), events);
-        let now = (self.machine.numbers(), self.machine.described());
-        if now == before {
+        let (gpus, described) = (self.machine.numbers(), self.machine.described());
+        let numbers = Numbers { boot_id: driver.boot_id().to_owned(), gpus, described };
+        self.keep_numbers(numbers).await;
+    }
+
+    /// Writes the numbers unless they are written; what fails is tried again at the next look.
+    async fn keep_numbers(&self, numbers: Numbers) {
+        if *self.kept_numbers.borrow() == numbers {
             return;
         }
-        let (gpus, described) = now;
-        let numbers = Numbers { boot_id: driver.boot_id().to_owned(), gpus, described };
-        if let Err(error) = self.store.save_numbers(&numbers) {
-            tracing::error!(%error, "numbers of GPUs not kept");
+        let (store, kept) = (self.store.clone(), numbers.clone());
+        match spawn_blocking(move || store.save_numbers(&kept)).await {
+            Ok(Ok(())) => drop(self.kept_numbers.send_replace(numbers)),
+            Ok(Err(error)) => tracing::error!(%error, "numbers of GPUs not kept"),
+            Err(panic) => tracing::error!(%panic, "numbers of GPUs not kept"),
         }
     }
 }

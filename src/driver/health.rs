@@ -8,7 +8,10 @@ use std::{
 };
 
 use k8s_openapi::jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::block_in_place,
+};
 
 use super::Driver;
 use crate::model::{
@@ -36,6 +39,8 @@ pub struct HealthParts {
 /// What is known of the GPUs' health.
 pub(super) struct Watch {
     state: Mutex<State>,
+    /// One writer at a time, so that the last to write knows the most.
+    saving: Mutex<()>,
     findings: watch::Sender<Arc<Findings>>,
     pub(super) evicted: Evicted,
     pub(super) kernel_log: Option<PathBuf>,
@@ -49,6 +54,8 @@ pub(super) struct Watch {
 struct State {
     health: Health,
     kept: Kept,
+    /// Whether `kept` is on disk, or on its way there.
+    is_saved: bool,
 }
 
 impl Watch {
@@ -59,7 +66,8 @@ impl Watch {
         let kept = Kept { health: health.save(boot_id), log_read, log_sequence };
         let (ask, asked) = mpsc::unbounded_channel();
         Self {
-            state: Mutex::new(State { health, kept }),
+            state: Mutex::new(State { health, kept, is_saved: true }),
+            saving: Mutex::default(),
             findings,
             evicted,
             kernel_log,
@@ -177,15 +185,36 @@ impl Driver {
             kept.note_read(entry);
         }
         if entry.is_some() || kept.health.is_news(&state.kept.health) {
-            if let Err(error) = self.ledger.store().save_health(&kept) {
-                tracing::error!(%error, "health of GPUs not kept");
-            }
             state.kept = kept;
+            state.is_saved = false;
         }
+        let is_saved = state.is_saved;
         let before = self.findings();
         if now != *before {
             self.health.findings.send_replace(Arc::new(now.clone()));
             self.tell_of_health(&before, &now);
+        }
+        drop(state);
+        if !is_saved {
+            // A disk that hangs stops neither probes nor whoever reads what is known.
+            block_in_place(|| self.save_health());
+        }
+    }
+
+    /// Writes what is known last; what could not be written is tried again with the next change.
+    fn save_health(&self) {
+        let _turn = self.health.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = {
+            let mut state = self.health.state();
+            if state.is_saved {
+                return;
+            }
+            state.is_saved = true;
+            state.kept.clone()
+        };
+        if let Err(error) = self.ledger.store().save_health(&kept) {
+            tracing::error!(%error, "health of GPUs not kept");
+            self.health.state().is_saved = false;
         }
     }
 

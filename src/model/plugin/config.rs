@@ -227,7 +227,7 @@ pub struct Replicated {
     pub rename: String,
     /// Which of its devices are shared; the others are offered as they are.
     pub devices: SharedDevices,
-    /// Shares of each device, at least 2.
+    /// Shares of each device, 2 to 512.
     pub replicas: u32,
 }
 

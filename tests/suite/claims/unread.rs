@@ -1,8 +1,14 @@
 //! Records that cannot be read are held, not forgotten.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use kerf::model::{cdi, claim::ClaimRef};
+use kerf::{
+    model::{cdi, claim::ClaimRef},
+    node::store::write_atomic,
+};
 use kerf_nvml::Model;
 use kerf_testbed::node::Testbed;
 
@@ -19,14 +25,19 @@ fn spec(testbed: &Testbed, claim: &ClaimRef) -> PathBuf {
     testbed.cdi_root().join(cdi::file_name(&claim.uid))
 }
 
+fn write(path: &Path, bytes: &[u8]) {
+    write_atomic(path, bytes, 0o600).unwrap();
+}
+
 /// How a record comes not to be readable; the way back is to write it again.
-fn spoil(path: &PathBuf, how: usize) {
+fn spoil(path: &Path, how: usize) {
     let bytes = fs::read(path).unwrap();
     match how {
-        0 => fs::write(path, &bytes[..bytes.len() / 2]).unwrap(),
-        1 => fs::write(path, b"\0garbage").unwrap(),
-        2 => fs::write(path, String::from_utf8(bytes).unwrap().replace("prepared", "shared"))
-            .unwrap(),
+        0 => write(path, &bytes[..bytes.len() / 2]),
+        1 => write(path, b"\0garbage"),
+        2 => {
+            write(path, String::from_utf8(bytes).unwrap().replace("prepared", "shared").as_bytes())
+        }
         _ => {
             fs::remove_file(path).unwrap();
             fs::create_dir(path).unwrap();
@@ -34,12 +45,11 @@ fn spoil(path: &PathBuf, how: usize) {
     }
 }
 
-fn mend(path: &PathBuf, bytes: &[u8]) {
+fn mend(path: &Path, bytes: &[u8]) {
     if path.is_dir() {
         fs::remove_dir(path).unwrap();
     }
-    fs::write(path, bytes).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    write(path, bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@
 //! | `flags.useNodeFeatureAPI`, `flags.gfd` | they are GPU feature discovery's |
 //! | `imex.required` | a container gets a channel where there is one |
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use serde_json::Value;
 
@@ -268,13 +268,17 @@ fn shared_name(object: &Object<'_>, name: &str) -> Result<String> {
     }
 }
 
+/// Each share is a device that the kubelet is told of, and a GPU may have seven MIG devices: more shares than
+/// anybody can use would cost the agent and the kubelet their memory.
+const REPLICAS: RangeInclusive<u32> = 2..=512;
+
 fn replicas(object: &Object<'_>) -> Result<u32> {
     let Some(value) = object.get("replicas") else {
-        return Err(missing(object, "replicas", "how many shares each device has, at least 2"));
+        return Err(missing(object, "replicas", "how many shares each device has, 2 to 512"));
     };
     match small(value).or(value.as_str().and_then(number)) {
-        Some(replicas) if replicas >= 2 => Ok(replicas),
-        _ => Ok(object.wrong("replicas", "a whole number of at least 2", value)?),
+        Some(replicas) if REPLICAS.contains(&replicas) => Ok(replicas),
+        _ => Ok(object.wrong("replicas", "a whole number from 2 to 512", value)?),
     }
 }
 

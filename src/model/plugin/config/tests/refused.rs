@@ -86,7 +86,7 @@ fn what_is_wrong_with_resources_is_told_with_its_place() {
         ),
         (
             "sharing: {mps: {resources: [{name: gpu, replicas: 1}]}}",
-            "sharing.mps.resources[0].replicas must be a whole number of at least 2, not `1`",
+            "sharing.mps.resources[0].replicas must be a whole number from 2 to 512, not `1`",
         ),
     ];
     check(&cases, str::to_owned);
@@ -126,7 +126,7 @@ fn what_is_shared_is_checked() {
         ),
         (
             "name: gpu",
-            "`replicas` is missing in sharing.timeSlicing.resources[0]; add how many shares each device has, at least 2",
+            "`replicas` is missing in sharing.timeSlicing.resources[0]; add how many shares each device has, 2 to 512",
         ),
         (
             "name: gpu, replica: 2",
@@ -134,19 +134,19 @@ fn what_is_shared_is_checked() {
         ),
         (
             "name: gpu, replicas: 1",
-            "sharing.timeSlicing.resources[0].replicas must be a whole number of at least 2, not `1`",
+            "sharing.timeSlicing.resources[0].replicas must be a whole number from 2 to 512, not `1`",
         ),
         (
             "name: gpu, replicas: -4",
-            "sharing.timeSlicing.resources[0].replicas must be a whole number of at least 2, not `-4`",
+            "sharing.timeSlicing.resources[0].replicas must be a whole number from 2 to 512, not `-4`",
         ),
         (
             "name: gpu, replicas: 2.5",
-            "sharing.timeSlicing.resources[0].replicas must be a whole number of at least 2, not `2.5`",
+            "sharing.timeSlicing.resources[0].replicas must be a whole number from 2 to 512, not `2.5`",
         ),
         (
             "name: gpu, replicas: 4294967296",
-            "sharing.timeSlicing.resources[0].replicas must be a whole number of at least 2, not `4294967296`",
+            "sharing.timeSlicing.resources[0].replicas must be a whole number from 2 to 512, not `4294967296`",
         ),
         (
             "name: GPU, replicas: 2",
