@@ -15,6 +15,7 @@ mod handover;
 mod hang;
 mod health;
 mod hook;
+mod hostile_input;
 mod hostile_peer;
 mod init_containers;
 mod kernel_log;

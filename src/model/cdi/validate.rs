@@ -9,6 +9,9 @@ use super::spec::{ContainerEdits, Hook, Mount, NodeEdit, Spec, VERSIONS};
 const HOOK_NAMES: [&str; 6] =
     ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 
+/// Characters of a rule in words, with what it quotes.
+const LONGEST_RULE: usize = 200;
+
 /// Where a document breaks a rule, and which.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("`{at}`: {rule}")]
@@ -20,8 +23,16 @@ pub struct Invalid {
 }
 
 impl Invalid {
+    /// What it quotes may have come from anywhere: it stays one line, and not a long one.
     fn new(at: impl Into<String>, rule: impl Into<String>) -> Self {
-        Self { at: at.into(), rule: rule.into() }
+        let mut shown = String::new();
+        for c in rule.into().chars().take(LONGEST_RULE) {
+            match c.is_control() {
+                true => shown.extend(c.escape_default()),
+                false => shown.push(c),
+            }
+        }
+        Self { at: at.into(), rule: shown }
     }
 
     fn within(mut self, outer: &str) -> Self {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     plugin::{self, offers},
@@ -11,8 +11,9 @@ use super::{
 };
 use crate::{
     cluster::Cluster,
+    images::UBUNTU,
     install,
-    manifests::{devices, extended, mig, one, pod, template},
+    manifests::{devices, extended, merge, mig, one, pod, template},
     programs::Release,
     suite::Test,
     wait,
@@ -20,6 +21,7 @@ use crate::{
 
 tests!("both":
     pods_of_both_kinds_never_have_the_same_device,
+    what_only_an_init_container_has_is_given_to_no_claim,
     a_node_moves_from_the_device_plugin_to_claims,
     pods_come_and_go_while_device_plugins_are_replaced,
 );
@@ -50,6 +52,49 @@ fn pods_of_both_kinds_never_have_the_same_device(cluster: &mut Cluster) -> anyho
     let loaded = load(cluster).and_then(|()| cluster.empty());
     install::install(cluster, &[])?;
     loaded
+}
+
+/// The kubelet's list of pods' resources leaves init containers out.
+fn what_only_an_init_container_has_is_given_to_no_claim(
+    cluster: &mut Cluster,
+) -> anyhow::Result<()> {
+    install::install(cluster, &["interface=both"])?;
+    offers(cluster, GPU, 8)?;
+    let shown = around_an_init_container(cluster).and_then(|()| cluster.empty());
+    install::install(cluster, &[])?;
+    shown
+}
+
+/// Longer than the agent takes to let go of what the kubelet does not name any more, several times.
+const NAMED_NOWHERE: Duration = Duration::from_secs(40);
+
+fn around_an_init_container(cluster: &Cluster) -> anyhow::Result<()> {
+    let mut first = extended("first", &[]);
+    let until_told = ["sh", "-c", "until [ -e /go ]; do sleep 1; done"];
+    let init = json!([{
+        "name": "init", "image": UBUNTU, "command": until_told, "resources": { "limits": { (GPU): 1 } },
+    }]);
+    merge(&mut first, json!({ "spec": { "initContainers": init } }));
+    cluster.apply(&[first, template("whole", devices(&[one("gpu", "gpu.nvidia.com")]))])?;
+    wait::until("the init container to run", || {
+        let pod = cluster.get(&["pod", "first"])?;
+        Ok(pod["status"]["initContainerStatuses"][0]["state"]["running"].is_object())
+    })?;
+    let names: Vec<_> = (0..8).map(|n| format!("claim-{n}")).collect();
+    cluster.apply(&names.iter().map(|name| pod(name, "whole")).collect::<Vec<_>>())?;
+    let running = || -> anyhow::Result<usize> {
+        let phases = phases(cluster)?.into_iter();
+        Ok(phases.filter(|(name, phase)| name != "first" && phase == "Running").count())
+    };
+    wait::until("seven claims beside the init container", || Ok(running()? == 7))?;
+    let begun = Instant::now();
+    while begun.elapsed() < NAMED_NOWHERE {
+        ensure!(running()? == 7, "a claim has the GPU of the init container");
+    }
+    cluster.exec("first", "init", &["sh", "-c", ": > /go"])?;
+    cluster.running(&["first"])?;
+    cluster.delete_pods(&["first"])?;
+    wait::until("the last claim once the pod has ended", || Ok(running()? == 8))
 }
 
 /// Pods of three kinds, in no order, made and taken away for a while.

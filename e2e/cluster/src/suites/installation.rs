@@ -69,7 +69,10 @@ fn a_bad_value_is_refused_by_its_name(cluster: &mut Cluster) -> anyhow::Result<(
             "at '/metrics/hostnameLabel': value must be one of 'hostname'",
         ),
         ("metrics.podMonitor.interval=x", "at '/metrics/podMonitor/interval': 'x' does not match"),
-        ("networkPolicy.creat=true", "at '/networkPolicy': additional properties 'creat' not allowed"),
+        (
+            "networkPolicy.creat=true",
+            "at '/networkPolicy': additional properties 'creat' not allowed",
+        ),
         ("resources.limit.cpu=1", "at '/resources': additional properties 'limit' not allowed"),
     ] {
         let mut install = install::helm(cluster);
