@@ -55,6 +55,8 @@ pub struct Listed {
     pub devices: Vec<Container>,
     /// The containers that have a claim, by its namespace and name (kubelets since 1.34).
     pub claims: ClaimContainers,
+    /// All pods of the node, by namespace and name, those without devices too.
+    pub pods: BTreeSet<(String, String)>,
     /// What the kubelet's own file names for pods that are not known to be gone, or why it cannot be read: the
     /// list leaves out init containers.
     pub kept: Result<Vec<Entry>, String>,
@@ -62,6 +64,14 @@ pub struct Listed {
     pub run: Run,
     /// The qualified CDI names that containers have of claims.
     pub cdi: BTreeSet<String>,
+}
+
+impl Listed {
+    /// Whether the pod of a container may be there: its name is known once the container was listed.
+    fn has_pod_of(&self, holder: &Holder) -> bool {
+        let name = holder.container().and_then(|container| container.name.as_ref());
+        name.is_none_or(|name| self.pods.contains(&(name.namespace.clone(), name.pod.clone())))
+    }
 }
 
 /// Containers by namespace and name of the claim that they have.
@@ -195,7 +205,10 @@ impl Driver {
             let id = holder.key();
             let said = match &listed.kept {
                 _ if ids.contains(id) || self.is_given_since(id, asked) => Said::Listed,
-                Ok(kept) if kept.iter().any(|entry| entry.id == id) => Said::Kept,
+                // The file is only written when a device is given out: it may name pods long gone.
+                Ok(kept) if kept.iter().any(|entry| entry.id == id) => {
+                    if listed.has_pod_of(holder) { Said::Kept } else { Said::Nothing }
+                }
                 Ok(_) => Said::Nothing,
                 // Of before a reboot, nothing is left that an init container could use.
                 Err(_) if record.boot_id != self.boot_id => Said::Nothing,

@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub(super) use release::LETTING_GO;
@@ -57,6 +57,8 @@ pub struct Machine {
     /// The GPUs as they were read in this boot, if need be by an earlier agent.
     described: RwLock<Vec<Gpu>>,
     state: watch::Sender<Library>,
+    /// Since when there is no library, if there is none.
+    missing_since: Mutex<Option<Instant>>,
     joined: RwLock<Joined>,
     /// How often what is known of a GPU was changed by who had its lock.
     changes: Mutex<BTreeMap<GpuUuid, u64>>,
@@ -94,6 +96,7 @@ impl Machine {
             numbers: RwLock::default(),
             described: RwLock::default(),
             state: watch::Sender::new(Library::Missing("not looked for yet".to_owned())),
+            missing_since: Mutex::new(Some(Instant::now())),
             joined: RwLock::default(),
             changes: Mutex::default(),
             suspicion: Notify::new(),
@@ -215,8 +218,21 @@ impl Machine {
         Ok(files)
     }
 
+    /// Why there is no library, if there has been none for so long that it is not just being loaded again.
+    pub(super) fn missing(&self) -> Option<String> {
+        let since = *self.missing_since.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*self.state.borrow() {
+            Library::Missing(reason) if since?.elapsed() >= HUNG => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
     /// Lets the library go, to be loaded again when the driver is back.
     pub(super) fn unload(&self, reason: &str) {
+        self.missing_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert_with(Instant::now);
         let old = self.nvml.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(old) = old {
             *self.old.write().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&old);

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Driver, Error, error::outcome, locks::Guard, machine::Library};
+use super::{Driver, Error, error::outcome, locks::Guard};
 use crate::{
     metrics::Door,
     model::{
@@ -293,9 +293,9 @@ impl Driver {
         if self.machine.is_released(uuid) {
             return Err(Failure::Waits("released, so that it can be reset".to_owned()));
         }
-        if let Library::Missing(reason) = &*self.machine.watch().borrow() {
+        if let Some(reason) = self.machine.missing() {
             // The pods of a node without library keep its driver from being loaded anew.
-            return Err(Failure::Waits(reason.clone()));
+            return Err(Failure::Waits(reason));
         }
         let nvml = self.machine.nvml().map_err(Error::from)?;
         let gpu = self.gpu_now(&nvml, uuid)?;

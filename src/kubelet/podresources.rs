@@ -70,8 +70,9 @@ impl PodResources {
         }
         let devices = pods.iter().flat_map(containers).collect();
         let cdi = pods.iter().flat_map(cdi_names).collect();
+        let named = pods.iter().map(|pod| (pod.namespace.clone(), pod.name.clone())).collect();
         // Read after the list: what was given out between them is in one of them.
-        Ok(Listed { devices, claims, cdi, kept: self.kept(), run })
+        Ok(Listed { devices, claims, cdi, pods: named, kept: self.kept(), run })
     }
 
     /// A kubelet that starts makes its socket anew.

@@ -240,6 +240,7 @@ impl Machine {
 
     /// Reading all GPUs takes as long as the slowest: what was changed since it began, `seen`, stays.
     fn publish(&self, mut inventory: Inventory, seen: &BTreeMap<GpuUuid, u64>) {
+        *self.missing_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.state.send_if_modified(|state| {
             if let Library::Loaded(known) = state {
                 let changes = self.changes();
