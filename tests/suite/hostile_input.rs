@@ -222,8 +222,7 @@ fn pods_of_a_node() -> ListPodResourcesResponse {
         ..ContainerResources::default()
     };
     let (name, namespace) = ("pod".to_owned(), "default".to_owned());
-    let pod =
-        PodResources { name, namespace, containers: vec![container], ..PodResources::default() };
+    let pod = PodResources { name, namespace, containers: vec![container] };
     ListPodResourcesResponse { pod_resources: vec![pod] }
 }
 
