@@ -300,7 +300,7 @@ impl fmt::Display for Words<'_> {
 }
 
 /// A user's text on one line of bounded length: an event holds 1 KiB, parameters 10.
-pub(super) struct OneLine<'t>(pub(super) &'t str);
+pub(crate) struct OneLine<'t>(pub(crate) &'t str);
 
 impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -45,7 +45,8 @@ async fn a_program_that_is_named_like_a_sentence_of_the_driver_makes_no_gpu_sick
     let testbed = given::node(Model::H100_80, 2).start().await.unwrap();
     let name = format!("NVRM: {} GPU has fallen off the bus", pci(&testbed, 0));
     let fault = "segfault at 0 ip 0 sp 0 error 6 in";
-    testbed.machine.log(&format!("x[4711]: {fault} {name}[401000+1000]")).unwrap();
+    let thread = &name[..15];
+    testbed.machine.log(&format!("{thread}[4711]: {fault} {name}[401000+1000]")).unwrap();
     testbed.machine.log(&format!(r"x[4711]: {fault} a\x0a{}[0+1]", xid(&testbed, 0, 79))).unwrap();
     testbed.machine.log(&format!("  {}", xid(&testbed, 0, 79))).unwrap();
     // By then those before have been read.

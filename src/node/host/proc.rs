@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use super::{Error, Host, if_there};
+use crate::model::strict::OneLine;
 
 impl Host {
     /// Identifies this boot of the machine.
@@ -15,10 +16,12 @@ impl Host {
         }
     }
 
-    /// What a process is called, while it runs.
+    /// What a process is called, while it runs. It chose that itself, and procfs gives its bytes as they are: here
+    /// they are one line that moves no cursor.
     pub fn process_name(&self, pid: u32) -> Option<String> {
-        let name = fs::read_to_string(self.proc_root.join(format!("{pid}/comm"))).ok()?;
-        Some(name.trim_end().to_owned()).filter(|name| !name.is_empty())
+        let name = fs::read(self.proc_root.join(format!("{pid}/comm"))).ok()?;
+        let name = String::from_utf8_lossy(&name);
+        Some(OneLine(name.trim_end()).to_string()).filter(|name| !name.is_empty())
     }
 
     /// How long the machine has been up.

@@ -12,14 +12,17 @@ pub(super) struct Record {
 }
 
 /// Reads `priority,sequence,microseconds,flags[,…];text`. `None` for the lines of properties that may follow,
-/// for what a program wrote, and for what is no record.
+/// for what a program wrote, for what is no record, and for a fragment (flag `c`): what continues a record is one
+/// of its own when another came between, and may begin with a name that a user chose, such as a cgroup's.
 pub(super) fn parse(record: &str) -> Option<Record> {
     let (head, text) = record.lines().next()?.split_once(';')?;
-    let mut numbers = head.split(',').map(str::parse::<u64>);
-    let (priority, sequence) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-    let since_boot = Duration::from_micros(numbers.next()?.ok()?);
+    let mut fields = head.split(',');
+    let mut number = || fields.next()?.parse::<u64>().ok();
+    let (priority, sequence) = (number()?, number()?);
+    let since_boot = Duration::from_micros(number()?);
+    let whole = fields.next()? == "-";
     // The facility is above the three bits of the level; the kernel gives its own to no program.
-    (priority >> 3 == 0).then(|| Record { text: text.to_owned(), sequence, since_boot })
+    (whole && priority >> 3 == 0).then(|| Record { text: text.to_owned(), sequence, since_boot })
 }
 
 #[cfg(test)]
@@ -39,7 +42,7 @@ mod tests {
                       SUBSYSTEM=pci\n DEVICE=+pci:0000:1b:00.0\n";
         let said = "NVRM: Xid (PCI:0000:1b:00): 79, a;b, c".to_owned();
         assert_eq!(parsed(device), Some((said, 1234, 5_140_900)));
-        assert_eq!(parsed("4,0,0,c;"), Some((String::new(), 0, 0)));
+        assert_eq!(parsed("4,0,0,-;"), Some((String::new(), 0, 0)));
         let other = [
             "",
             "\n",
@@ -50,8 +53,11 @@ mod tests {
             "3,1234,99999999999999999999,-;too late",
             "-3,1234,5140900,-;no priority",
             "12,1235,5140901,-;NVRM: Xid (PCI:0000:1b:00): 79, says a program",
+            "3,1236,5140902;no flags",
+            "6,1237,5140903,c;NVRM: Xid (PCI:0000:1b:00): 79, says a cgroup's name",
+            "6,1238,5140904,+,caller=T1;NVRM: Xid (PCI:0000:1b:00): 79, says a cgroup's name",
         ];
-        assert_eq!(other.map(parsed), [const { None }; 9]);
+        assert_eq!(other.map(parsed), [const { None }; 12]);
     }
 
     proptest! {

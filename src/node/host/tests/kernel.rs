@@ -35,4 +35,6 @@ fn the_boot_and_processes_are_read_from_procfs() {
     machine.write("proc/4242/comm", "python3\n");
     assert_eq!(machine.host.process_name(4242).as_deref(), Some("python3"));
     assert_eq!(machine.host.process_name(4243), None);
+    machine.write("proc/4244/comm", "a\nb\u{1b}[2J\u{202e}\n");
+    assert_eq!(machine.host.process_name(4244).as_deref(), Some(r"a\nb\u{1b}[2J\u{202e}"));
 }

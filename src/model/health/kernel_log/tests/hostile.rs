@@ -134,10 +134,11 @@ fn ten_million_records_of_the_kernels_say_nothing_of_a_gpu() {
     none_of(10_000_000, 0x0bad_5eed);
 }
 
-/// A program without a GPU that was run under the name of a sentence of the driver, and ends by a fault.
+/// A program without a GPU that was run under the name of a sentence of the driver, and ends by a fault: the
+/// name of its thread is the beginning of its file's.
 #[test]
 fn a_file_name_takes_no_gpu_off_the_bus() {
-    let record = "x[4711]: segfault at 0 ip 0000000000401106 sp 00007ffd error 6 in NVRM: 0000:1b:00.0 GPU has \
+    let record = "NVRM: 0000:1b:0[4711]: segfault at 0 ip 0000000000401106 sp 00007ffd error 6 in NVRM: 0000:1b:00.0 GPU has \
                   fallen off the bus[401000+1000]";
     assert_eq!(parse(record), None);
 }
